@@ -1,0 +1,493 @@
+"""Every setting of every stage: frozen dataclasses, checked when made, digested for lineage.
+
+The text under a field is its documentation: unit, range, special values. The command line is
+derived from these classes (`--train.learning_rate 0.01`), so a setting exists here or nowhere.
+Nothing here reads a file, the environment or the clock.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rayloop.errors import ConfigError
+
+Source = Literal["fashion-mnist", "digits", "cifar10", "image-folder", "parquet"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Feed = Literal["auto", "resident", "stream"]
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _in_range(section: str, config: object, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(
+            low <= value <= high,
+            f"{section}.{name}={value} is out of range; use a value from {low:g} to {high:g}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where raw rows come from and how they become a dataset version."""
+
+    source: Source = "fashion-mnist"
+    """Which reader to use."""
+
+    path: str = ""
+    """Folder or file for `image-folder` and `parquet`; unused by the named datasets."""
+
+    name: str = ""
+    """Name of the dataset under RAYLOOP_HOME/datasets; empty means the source's name."""
+
+    version: str = ""
+    """Dataset version to train on; empty means the newest."""
+
+    image_size: int = 0
+    """Side in pixels to which folder and Parquet images are resized and centre-cropped; 0 keeps
+    their size, and then every row must have the shape of the first good one."""
+
+    channels: Literal[0, 1, 3] = 0
+    """Colour channels that folder and Parquet images are converted to; 0 keeps the first good
+    row's."""
+
+    class_names: tuple[str, ...] = ()
+    """Labels that are allowed, in index order, for `parquet`; empty means those that occur."""
+
+    val_share: float = 0.1
+    """Share (0..1) of rows that go to the validation split, decided by a hash of the content."""
+
+    test_share: float = 0.15
+    """Share (0..1) of rows for the test split where the source brings no test split of its own."""
+
+    max_bad_share: float = 0.01
+    """Share (0..1) of rows that may break the row contract before the job stops."""
+
+    rows_per_shard: int = 50_000
+    """Rows in one stored file; few and large, since small blocks cost throughput."""
+
+    feed: Feed = "auto"
+    """How batches reach a worker: `stream` through Ray Data, `resident` from arrays in the object
+    store, `auto` is resident while the training split is below `resident_limit_bytes`."""
+
+    resident_limit_bytes: int = 2_000_000_000
+    """Largest training split, in bytes of pixels, that `auto` keeps resident."""
+
+    steps_per_block: int = 32
+    """Training steps in one block of the streamed feed; fewer than about 30 costs throughput."""
+
+    prefetch_blocks: int = 4
+    """Blocks the streamed feed may prepare ahead of the worker."""
+
+    def __post_init__(self) -> None:
+        _in_range("data", self, 0.0, 0.9, "val_share", "test_share")
+        _in_range("data", self, 0.0, 1.0, "max_bad_share")
+        _in_range("data", self, 0, 4096, "image_size")
+        _in_range("data", self, 1, 1e9, "rows_per_shard")
+        _in_range("data", self, 1, 4096, "steps_per_block", "prefetch_blocks")
+        _check(
+            self.val_share + self.test_share < 0.95,
+            f"data.val_share={self.val_share} and data.test_share={self.test_share} leave less "
+            "than 5% for training; lower one of them.",
+        )
+        _check(
+            self.source not in ("image-folder", "parquet") or bool(self.path),
+            f"data.source={self.source} needs data.path: the folder or file to read.",
+        )
+        _check(
+            all(part not in self.dataset_name for part in ("/", "..", "\\")),
+            f"data.name={self.name!r} must be a plain folder name without slashes.",
+        )
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's name on disk."""
+        return self.name or self.source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which network to build."""
+
+    name: str = "fastnet"
+    """`linear`, `tiny_resnet`, `fastnet`, or any torchvision classification model by its name."""
+
+    widths: tuple[int, ...] = (16, 48, 64)
+    """Channels of each stage of `fastnet` and `tiny_resnet`."""
+
+    pretrained: bool = False
+    """Start a torchvision model from its published weights, where they are at hand."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.name), "model.name is empty; try model.name=fastnet.")
+        _check(
+            len(self.widths) > 0 and all(1 <= width <= 4096 for width in self.widths),
+            f"model.widths={self.widths} must be one or more numbers from 1 to 4096.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Random changes to training images, made in batches of uint8 on the training device."""
+
+    flip: bool = True
+    """Mirror left to right: each image is flipped in every other epoch, which half decided by
+    chance."""
+
+    translate_px: int = 2
+    """Largest shift in pixels each way, with reflected borders (the crop of a padded image)."""
+
+    erase_share: float = 0.0
+    """Share (0..1) of images with one random rectangle replaced by noise."""
+
+    color_jitter: float = 0.0
+    """Largest relative change (0..1) of brightness, contrast and saturation; colour images only."""
+
+    def __post_init__(self) -> None:
+        _in_range("train.augment", self, 0, 64, "translate_px")
+        _in_range("train.augment", self, 0.0, 1.0, "erase_share", "color_jitter")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    epochs: float = 10.0
+    """Passes over the training split; a fraction is allowed."""
+
+    global_batch_size: int = 256
+    """Samples in one optimizer step over all workers."""
+
+    micro_batch_size: int = 0
+    """Samples a worker puts through the network at once; gradients accumulate until its part of
+    the global batch is done. 0 means the whole part."""
+
+    num_workers: int = 2
+    """Data-parallel workers."""
+
+    cpus_per_worker: int = 1
+    """CPU cores, and threads, of one worker."""
+
+    use_gpu: bool = False
+    """Give each worker one GPU and talk over NCCL; else CPU and gloo."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw`, or `sgd` with Nesterov momentum 0.9."""
+
+    learning_rate: float = 0.01
+    """Peak learning rate."""
+
+    weight_decay: float = 0.02
+    """Decoupled decay of weight matrices and filters; biases and norms are exempt."""
+
+    warmup_share: float = 0.15
+    """Share (0..1) of all steps in which the rate climbs to its peak; then it falls as a cosine."""
+
+    final_rate_share: float = 0.0
+    """Share (0..1) of the peak rate that is left at the last step."""
+
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 turns clipping off."""
+
+    label_smoothing: float = 0.1
+    """Share (0..1) of the target spread evenly over the classes."""
+
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; `auto` is bf16 where the device computes it natively, else
+    fp32 (bf16 without hardware support was measured 13 times slower)."""
+
+    channels_last: bool = True
+    """Keep image tensors in NHWC memory order, the faster one for convolutions."""
+
+    compile: bool = False
+    """Run the network through torch.compile; pays on GPUs."""
+
+    seed: int = 0
+    """Decides initial weights, sample order and augmentation."""
+
+    checkpoint_every_epochs: float = 1.0
+    """Epochs, or fractions of one, between two checkpoints."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+
+    eval_batch_size: int = 500
+    """Samples a worker evaluates at once."""
+
+    max_failures: int = 3
+    """Worker failures the run survives by restarting from the last good checkpoint."""
+
+    floor_epochs: float = 2.0
+    """Epochs for the linear model that every gate compares with; 0 leaves it out."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes to training images."""
+
+    def __post_init__(self) -> None:
+        _in_range("train", self, 0.001, 100_000, "epochs", "checkpoint_every_epochs")
+        _in_range("train", self, 0.0, 1000, "floor_epochs")
+        _in_range("train", self, 1, 1_000_000, "global_batch_size", "eval_batch_size")
+        _in_range("train", self, 0, 1_000_000, "micro_batch_size")
+        _in_range("train", self, 1, 10_000, "num_workers", "cpus_per_worker", "keep_checkpoints")
+        _in_range("train", self, 0.0, 1.0, "warmup_share", "final_rate_share")
+        _in_range("train", self, 0.0, 0.99, "label_smoothing")
+        _in_range("train", self, 0.0, 1e6, "weight_decay", "clip_norm", "max_failures")
+        _check(
+            0 < self.learning_rate <= 1000,
+            f"train.learning_rate={self.learning_rate} is out of range; use a value above 0.",
+        )
+        _check(
+            self.global_batch_size % self.num_workers == 0,
+            f"train.global_batch_size={self.global_batch_size} is not a multiple of "
+            f"train.num_workers={self.num_workers}; use "
+            f"{_nearest_multiple(self.global_batch_size, self.num_workers)}.",
+        )
+        _check(
+            self.micro_batch_size == 0 or self.batch_size_per_worker % self.micro_batch_size == 0,
+            f"train.micro_batch_size={self.micro_batch_size} does not divide the "
+            f"{self.batch_size_per_worker} samples a worker has in a step.",
+        )
+
+    @property
+    def batch_size_per_worker(self) -> int:
+        """Samples of one worker in one optimizer step."""
+        return self.global_batch_size // self.num_workers
+
+
+def _nearest_multiple(value: int, of: int) -> str:
+    below, above = value // of * of, -(-value // of) * of
+    return f"{above}" if below == 0 else f"{below} or {above}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeConfig:
+    """How a checkpoint becomes a smaller model, and what it may lose."""
+
+    max_accuracy_drop: float = 0.005
+    """Largest loss of accuracy (0..1) against fp32 on the whole test split."""
+
+    min_agreement: float = 0.99
+    """Smallest share (0..1) of test rows on which INT8 and fp32 choose the same class."""
+
+    calibration_rows: int = 1024
+    """Training rows that set the ranges of the activations."""
+
+    max_excluded_layers: int = 4
+    """Most sensitive layers that may stay in fp32 before the gate gives up."""
+
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Batch sizes at which latency and throughput are measured."""
+
+    num_threads: int = 1
+    """Threads of the engine while it is measured."""
+
+    seconds_per_point: float = 0.3
+    """Measuring time for one method at one batch size."""
+
+    def __post_init__(self) -> None:
+        _in_range("quantize", self, 0.0, 1.0, "max_accuracy_drop", "min_agreement")
+        _in_range("quantize", self, 1, 1e7, "calibration_rows")
+        _in_range("quantize", self, 0, 1000, "max_excluded_layers")
+        _in_range("quantize", self, 1, 1024, "num_threads")
+        _in_range("quantize", self, 0.01, 600, "seconds_per_point")
+        _check(
+            {1, 32} <= set(self.batch_sizes) and min(self.batch_sizes) > 0,
+            f"quantize.batch_sizes={self.batch_sizes} must hold 1 and 32, whose figures the job "
+            "prints, and only positive numbers.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegistryConfig:
+    """What a model must show before it is registered, and under which names."""
+
+    model: str = "classifier"
+    """Name of the model in the registry and in the serving protocol."""
+
+    alias: Literal["champion", "challenger", "shadow"] = "champion"
+    """Alias the new version gets; a champion that is replaced becomes `previous`."""
+
+    min_margin_over_linear: float = 0.03
+    """Accuracy (0..1) by which the model must beat the linear floor on the same test split."""
+
+    tracking_uri: str = ""
+    """MLflow server or database; empty means RAYLOOP_HOME/mlflow.db."""
+
+    def __post_init__(self) -> None:
+        _in_range("registry", self, -1.0, 1.0, "min_margin_over_linear")
+        _check(
+            self.model.replace("-", "").replace("_", "").isalnum(),
+            f"registry.model={self.model!r} must be letters, digits, '-' and '_'.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """How the registered model answers requests."""
+
+    host: str = "127.0.0.1"
+    """Address the HTTP server binds to."""
+
+    http_port: int = 8000
+    """HTTP port; 0 picks a free one."""
+
+    grpc_port: int = 9000
+    """gRPC port."""
+
+    haproxy: bool = True
+    """Put HAProxy in front of the replicas and use Serve's throughput mode; where HAProxy cannot
+    run, Serve's own proxy takes over with one warning."""
+
+    min_replicas: int = 1
+    """Fewest replicas."""
+
+    max_replicas: int = 1
+    """Most replicas."""
+
+    cpus_per_replica: int = 1
+    """CPU cores, and engine threads, of one replica."""
+
+    max_batch_rows: int = 32
+    """Most rows the engine takes at once."""
+
+    max_batch_wait_ms: float = 2.0
+    """Longest time a row waits for company while the engine is busy; a lone request on an idle
+    engine does not wait."""
+
+    max_queued_rows: int = 1024
+    """Rows that may wait in one replica; beyond it a request is refused with 429."""
+
+    max_body_bytes: int = 33_554_432
+    """Largest request body; beyond it 413."""
+
+    max_rows_per_request: int = 1024
+    """Most images in one request; beyond it 413."""
+
+    default_timeout_ms: float = 10_000.0
+    """Deadline of a request that names none; past it 504."""
+
+    accept_confidence: float = 0.7
+    """Confidence (0..1) from which a prediction's decision is `accept`."""
+
+    review_confidence: float = 0.4
+    """Confidence (0..1) below which it is `review`; between the two it is `fallback`."""
+
+    def __post_init__(self) -> None:
+        _in_range("serve", self, 0, 65535, "http_port", "grpc_port")
+        _in_range("serve", self, 0, 10_000, "min_replicas")
+        _in_range("serve", self, 1, 10_000, "max_replicas", "cpus_per_replica")
+        _in_range("serve", self, 1, 65536, "max_batch_rows")
+        _in_range("serve", self, 0.0, 60_000.0, "max_batch_wait_ms")
+        _in_range("serve", self, 1, 1e9, "max_body_bytes", "max_rows_per_request")
+        _in_range("serve", self, 1.0, 3_600_000.0, "default_timeout_ms")
+        _in_range("serve", self, 0.0, 1.0, "accept_confidence", "review_confidence")
+        _check(
+            self.min_replicas <= self.max_replicas,
+            f"serve.min_replicas={self.min_replicas} is above "
+            f"serve.max_replicas={self.max_replicas}.",
+        )
+        _check(
+            self.max_queued_rows >= self.max_batch_rows,
+            f"serve.max_queued_rows={self.max_queued_rows} is below "
+            f"serve.max_batch_rows={self.max_batch_rows}: a batch could never fill.",
+        )
+        _check(
+            self.review_confidence <= self.accept_confidence,
+            f"serve.review_confidence={self.review_confidence} is above "
+            f"serve.accept_confidence={self.accept_confidence}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig:
+    """What the pipeline does after the model is registered."""
+
+    serve: bool = True
+    """Serve the new model and send it the test split's images."""
+
+    traffic_requests: int = 3000
+    """Requests that are sent, one image each; the test split is gone over again when it is
+    smaller."""
+
+    traffic_connections: int = 16
+    """Connections the requests are spread over."""
+
+    report: str = "report.html"
+    """Where the report is written, relative to the current folder."""
+
+    def __post_init__(self) -> None:
+        _in_range("pipeline", self, 1, 1e9, "traffic_requests")
+        _in_range("pipeline", self, 1, 10_000, "traffic_connections")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """Which Ray cluster does the work."""
+
+    address: str = ""
+    """Address of a running cluster; empty joins the cluster a submitted job runs in, else starts
+    a local Ray for the length of the job."""
+
+    num_cpus: int = 0
+    """CPU cores a local Ray offers; 0 means those of the machine."""
+
+    object_store_bytes: int = 0
+    """Object store of a local Ray; 0 leaves the choice to Ray."""
+
+    def __post_init__(self) -> None:
+        _in_range("cluster", self, 0, 100_000, "num_cpus")
+        _in_range("cluster", self, 0, 1e15, "object_store_bytes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run: a section per stage."""
+
+    run_id: str = ""
+    """Name of the run; the same name continues it. Empty means a new name."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Raw rows to a dataset version and to batches."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Batches to a checkpoint."""
+
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    """Checkpoint to a smaller model."""
+
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    """Model and evidence to a version."""
+
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """Version to predictions."""
+
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """The stages one after the other."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the work runs."""
+
+    def __post_init__(self) -> None:
+        _check(
+            all(letter.isalnum() or letter in "-_." for letter in self.run_id),
+            f"run_id={self.run_id!r} must be letters, digits, '-', '_' and '.'.",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dictionaries, lists and scalars, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def digest(config: Any) -> str:
+    """SHA-256 over a config's values in key order: equal settings give equal digests."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
