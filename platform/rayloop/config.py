@@ -143,7 +143,7 @@ class AugmentConfig:
     """Largest shift in pixels each way, with reflected borders (the crop of a padded image)."""
 
     erase_share: float = 0.0
-    """Share (0..1) of images with one random rectangle replaced by noise."""
+    """Share (0..1) of images with one random rectangle painted in one random colour."""
 
     color_jitter: float = 0.0
     """Largest relative change (0..1) of brightness, contrast and saturation; colour images only."""

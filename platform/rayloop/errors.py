@@ -4,10 +4,10 @@ RayloopError
 ├── RequestError            the request was wrong: exit code 2, one message, no traceback
 │   ├── ConfigError         a setting is out of range or contradicts another
 │   ├── DataMissing         a file, a dataset version, a run or a model is not there
+│   ├── Corrupt             stored bytes do not match their digest
 │   └── DoesNotFit          the cluster cannot run what was asked for
 └── WorkError               the work itself failed: exit code 1
     ├── DataRefused         too many rows break the row contract
-    ├── Corrupt             stored bytes do not match their digest
     ├── Diverged            the training loss is no longer a number
     └── GateRefused         evidence does not pass a gate
 
@@ -36,6 +36,10 @@ class DataMissing(RequestError):
     """Something named by the request does not exist: a file, a version, a run, a model."""
 
 
+class Corrupt(RequestError):
+    """Stored bytes do not match the digest recorded for them."""
+
+
 class DoesNotFit(RequestError):
     """The cluster has not the resources the request needs, now or ever."""
 
@@ -46,10 +50,6 @@ class WorkError(RayloopError):
 
 class DataRefused(WorkError):
     """More rows break the row contract than the configured share allows."""
-
-
-class Corrupt(WorkError):
-    """Stored bytes do not match the digest recorded for them."""
 
 
 class Diverged(WorkError):

@@ -1,0 +1,1 @@
+"""Stage 1: raw rows -> DatasetVersion -> per-worker batches."""
