@@ -1,0 +1,68 @@
+"""(seed, epoch) -> the global order of training rows, with a state of one number: the step.
+
+Training is one endless row of positions 0, 1, 2, ...; step s takes the `global_batch_size`
+positions from s * global_batch_size on, and position p is row permutation(p // n)[p % n] of the
+split. So every row comes exactly once an epoch, nothing is dropped at its end, each rank has its
+stripe of every step, and to resume is to start at step s, with any number of workers.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+
+
+class SampleOrder:
+    """The order of one run; the same on every worker.
+
+    Args:
+        num_rows: Rows of the training split.
+        global_batch_size: Rows in one step over all workers.
+        seed: Decides the permutations.
+    """
+
+    def __init__(self, num_rows: int, global_batch_size: int, seed: int) -> None:
+        self.num_rows = num_rows
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self._epoch = -1
+        self._permutation: Rows = np.empty(0, np.int64)
+
+    def num_steps(self, epochs: float) -> int:
+        """Steps that cover `epochs` passes, at least one."""
+        return max(1, round(epochs * self.num_rows / self.global_batch_size))
+
+    def epoch_of(self, step: int) -> int:
+        """The pass over the data to which the first row of a step belongs."""
+        return step * self.global_batch_size // self.num_rows
+
+    def rows(self, step: int) -> tuple[Rows, Rows]:
+        """Row ids of a step and the epoch of each, both of shape (global_batch_size,)."""
+        first = step * self.global_batch_size
+        positions = np.arange(first, first + self.global_batch_size)
+        epochs = positions // self.num_rows
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            rows[chosen] = self._of_epoch(int(epoch))[positions[chosen] % self.num_rows]
+        return rows, epochs
+
+    def stripe(self, step: int, rank: int, world_size: int) -> slice:
+        """Where a rank's rows stand within those of a step: a contiguous part.
+
+        Raises:
+            ValueError: The global batch cannot be divided by the number of workers.
+        """
+        size, rest = divmod(self.global_batch_size, world_size)
+        if rest:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} over {world_size} workers"
+            )
+        return slice(rank * size, (rank + 1) * size)
+
+    def _of_epoch(self, epoch: int) -> Rows:
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._permutation = generator.permutation(self.num_rows)
+            self._epoch = epoch
+        return self._permutation

@@ -1,0 +1,1 @@
+"""Stage 2: a model's name and an image's shape -> a plain torch module."""
