@@ -1,0 +1,78 @@
+"""Decide, before any of a body is read or decoded, whether a request may come in."""
+
+from dataclasses import dataclass
+
+INFLIGHT_BODIES = 4
+"""Bodies of the largest size that may be held at once; more small ones fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The request may come in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request is answered at once with a status and a reason.
+
+    `retry_after_s` is for the header of that name; 0 leaves it out.
+    """
+
+    status: int
+    message: str
+    retry_after_s: int = 0
+
+
+Decision = Admit | Refuse
+ADMIT = Admit()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one replica takes."""
+
+    max_body_bytes: int
+    """Largest body."""
+
+    max_queued_rows: int
+    """Rows that may wait."""
+
+    @property
+    def max_inflight_bytes(self) -> int:
+        """Bytes of bodies that may be held at once."""
+        return INFLIGHT_BODIES * self.max_body_bytes
+
+
+def admit(
+    limits: Limits, *, queued_rows: int, inflight_bytes: int, content_length: str | None
+) -> Decision:
+    """Decide on the headers alone.
+
+    Args:
+        limits: What the replica takes.
+        queued_rows: Rows that wait now.
+        inflight_bytes: Bytes of bodies held now.
+        content_length: The header's text; None when the body comes in chunks of unknown total.
+    """
+    declared = 0
+    if content_length is not None:
+        if not (content_length.isascii() and content_length.isdigit() and len(content_length) < 20):
+            return Refuse(400, f"Content-Length {content_length[:40]!r} is not a number of bytes.")
+        declared = int(content_length)
+    if declared > limits.max_body_bytes:
+        return too_large(limits)
+    if queued_rows >= limits.max_queued_rows:
+        return Refuse(429, f"{queued_rows} rows wait already; try again shortly.", 1)
+    return admit_bytes(limits, inflight_bytes + declared)
+
+
+def admit_bytes(limits: Limits, inflight_bytes: int) -> Decision:
+    """Decide whether the bodies held at once still fit; asked again while a body streams in."""
+    if inflight_bytes > limits.max_inflight_bytes:
+        return Refuse(429, "Too many large bodies are being read; try again shortly.", 1)
+    return ADMIT
+
+
+def too_large(limits: Limits) -> Refuse:
+    """The answer to a body beyond the limit."""
+    return Refuse(413, f"The body is too large; send at most {limits.max_body_bytes} bytes.")

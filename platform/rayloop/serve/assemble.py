@@ -1,0 +1,67 @@
+"""Turn a loaded engine into a service, and prove that it computes what was recorded at export."""
+
+import io
+import uuid
+
+import numpy as np
+
+from rayloop.clock import SYSTEM_CLOCK
+from rayloop.config import ServeConfig
+from rayloop.errors import Corrupt
+from rayloop.serve.batcher import Batcher
+from rayloop.serve.engine import Engine
+from rayloop.serve.protocol.spec import ModelSpec
+from rayloop.serve.service import EventSink, ModelService, Variant
+from rayloop.serve.traffic import single
+
+CHAMPION = "champion"
+
+GOLDEN_TOLERANCE = 0.02
+"""Largest difference of a golden probability (0..1). On the kind of CPU that exported the model it is
+0; on another kind a rounding may fall the other way and move a probability by about 0.01, while
+saturation, a wrong file or wrong preprocessing move it by far more."""
+
+
+def make_service(
+    engine: Engine, spec: ModelSpec, config: ServeConfig, sink: EventSink | None = None
+) -> ModelService:
+    """A service with one variant, the champion."""
+    batcher = Batcher(
+        engine.predict,
+        max_batch_rows=config.max_batch_rows,
+        max_wait_s=config.max_batch_wait_ms / 1000,
+        max_queued_rows=config.max_queued_rows,
+    )
+    variants = {CHAMPION: Variant(CHAMPION, spec, batcher)}
+    return ModelService(
+        variants, single(CHAMPION), config, SYSTEM_CLOCK, lambda: uuid.uuid4().hex, sink
+    )
+
+
+def prove(engine: Engine, golden: bytes, where: str) -> float:
+    """Check that the engine gives the answers recorded at export, and say how far off it is.
+
+    Args:
+        engine: The loaded model.
+        golden: An npz with `images` uint8 [N, H, W, C] and `probabilities` float32 [N, K].
+        where: Named in the error.
+
+    Returns:
+        The largest difference of a probability, 0..1.
+
+    Raises:
+        Corrupt: The difference is above `GOLDEN_TOLERANCE`.
+    """
+    with np.load(io.BytesIO(golden), allow_pickle=False) as rows:
+        images, recorded = rows["images"], rows["probabilities"]
+    found = engine.predict(images)
+    difference = (
+        float(np.abs(found - recorded).max()) if found.shape == recorded.shape else float("inf")
+    )
+    if not difference <= GOLDEN_TOLERANCE:
+        raise Corrupt(
+            f"{where}: the model's answers to the golden rows differ from the recorded ones by "
+            f"{difference:.3g} (allowed {GOLDEN_TOLERANCE}); this machine computes it differently. "
+            "Quantize and register on this kind of CPU."
+        )
+    return difference

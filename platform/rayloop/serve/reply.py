@@ -1,0 +1,75 @@
+"""Turn results and errors into the status, headers and body of an HTTP answer."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayloop.logs import stage_logger
+from rayloop.serve.batcher import DeadlinePassed, EngineFailed, QueueFull
+from rayloop.serve.body import Message
+from rayloop.serve.protocol.error import ProtocolError
+from rayloop.serve.service import Prediction
+
+log = stage_logger("serve")
+
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: a status, a body, and headers beyond its type and length."""
+
+    status: int
+    body: bytes
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    content_type: bytes = b"application/json"
+
+
+def json_answer(document: Mapping[str, Any], headers: list[tuple[bytes, bytes]]) -> Answer:
+    """A document as a 200."""
+    return Answer(200, json.dumps(document).encode(), headers)
+
+
+def error_answer(error: Exception) -> Answer:
+    """The one shape every error has: a status and `{"error": "..."}`.
+
+    An error nobody foresaw is logged with its traceback and answered with 500.
+    """
+    known = error if isinstance(error, ProtocolError) else _translate(error)
+    headers = []
+    if known.retry_after_s:
+        headers.append((b"retry-after", str(known.retry_after_s).encode()))
+    return Answer(known.status, known.body(), headers)
+
+
+def who_answered(prediction: Prediction) -> list[tuple[bytes, bytes]]:
+    """The headers that say which version and variant answered, and under which id."""
+    return [
+        (b"x-rayloop-version", prediction.variant.spec.version.encode()),
+        (b"x-rayloop-variant", prediction.variant.name.encode()),
+        (b"x-rayloop-prediction-id", prediction.prediction_id.encode()),
+    ]
+
+
+async def send_answer(send: Send, answer: Answer, head_only: bool) -> None:
+    """Put an answer on the wire; to HEAD without its body."""
+    headers = [
+        (b"content-type", answer.content_type),
+        (b"content-length", str(len(answer.body)).encode()),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head_only else answer.body})
+
+
+def _translate(error: Exception) -> ProtocolError:
+    if isinstance(error, QueueFull):
+        return ProtocolError(429, str(error), 1)
+    if isinstance(error, DeadlinePassed):
+        return ProtocolError(504, str(error))
+    if isinstance(error, EngineFailed):
+        log.error("%s", error)
+        return ProtocolError(500, str(error))
+    log.error("an unforeseen error answered with 500", exc_info=error)
+    return ProtocolError(500, "The server met an error of its own; its log has the details.")
