@@ -1,0 +1,1 @@
+"""TrainResult -> QuantizeResult: a smaller model, and an honest comparison with fp32."""
