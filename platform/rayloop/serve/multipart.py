@@ -24,7 +24,18 @@ def file_field(content_type: str, body: bytes) -> bytes:
         raise ProtocolError(400, "The multipart Content-Type has no boundary.")
     reader = _FormReader()
     try:
-        parser = MultipartParser(boundary, reader.callbacks())
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": reader.begin,
+                "on_header_field": reader.header_field,
+                "on_header_value": reader.header_value,
+                "on_header_end": reader.header_end,
+                "on_part_data": reader.part_data,
+                "on_part_end": reader.part_end,
+                "on_end": reader.end,
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -46,38 +57,34 @@ class _FormReader:
         self._field = self._value = self._name = b""
         self._data: list[bytes] = []
 
-    def callbacks(self) -> dict[str, object]:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._part_data,
-            "on_part_end": self._part_end,
-            "on_end": self._end,
-        }
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Forget the last part."""
         self._field = self._value = self._name = b""
         self._data = []
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        """Take a piece of a header's name."""
         self._field += data[start:end]
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        """Take a piece of a header's value."""
         self._value += data[start:end]
 
-    def _header_end(self) -> None:
+    def header_end(self) -> None:
+        """Read the field's name from its disposition."""
         if self._field.lower() == b"content-disposition":
             _, options = parse_options_header(self._value)
             self._name = options.get(b"name", b"")
         self._field = self._value = b""
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        """Take a piece of the content."""
         self._data.append(data[start:end])
 
-    def _part_end(self) -> None:
+    def part_end(self) -> None:
+        """Keep the part."""
         self.parts.append((self._name, b"".join(self._data)))
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Note that the closing boundary was there."""
         self.ended = True

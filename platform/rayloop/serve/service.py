@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from rayloop.clock import Clock, iso_utc
 from rayloop.config import ServeConfig
 from rayloop.serve.batcher import Batcher
-from rayloop.serve.engine import Engine
 from rayloop.serve.events import PredictionEvent, decide
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec

@@ -10,8 +10,10 @@ EXTENSIONS = ("binary_tensor_data",)
 
 PLATFORM = "onnxruntime_onnx"
 DATATYPES = frozenset(
-    "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 BF16 FP32 FP64 BYTES".split()
+    ("BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64")
+    + ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
 )
+"""Datatypes of the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
