@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-RECORDED_FLAGS = VNNI_FLAGS | {"avx2", "avx512f", "avx512bw", "amx_tile", "asimddp", "i8mm"}
+RECORDED_FLAGS = VNNI_FLAGS | {
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "amx_tile",
+    "asimddp",
+    "i8mm",
+}
 X86_MACHINES = ("x86_64", "amd64", "i686", "i386")
 
 

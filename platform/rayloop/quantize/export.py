@@ -71,7 +71,9 @@ def export_onnx(classifier: ImageClassifier, target: Path) -> None:
             opset_version=OPSET,
         )
         if program is None:
-            raise WorkError("torch.onnx.export gave no program; is onnxscript installed?")
+            raise WorkError(
+                "torch.onnx.export gave no program; is onnxscript installed?"
+            )
         program.save(str(exported))
     model = onnx.load(exported)
     graph.strip(model)
