@@ -1,5 +1,6 @@
 """Turn an application into a running server for as long as a context lasts."""
 
+import logging
 import socket
 import time
 import urllib.error
@@ -68,6 +69,7 @@ def running(app: Application, host: str, port: int) -> Iterator[str]:
         WorkError: The replicas failed to start.
     """
     log.info("starting Serve on %s:%d", host, port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())
         try:
@@ -80,7 +82,7 @@ def running(app: Application, host: str, port: int) -> Iterator[str]:
         wait_until_ready(url, READY_TIMEOUT_S)
         yield url
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def choose_port(config: ServeConfig) -> int:
@@ -107,7 +109,7 @@ def check_room(config: ServeConfig) -> None:
     Raises:
         DoesNotFit: The sums and what to change.
     """
-    total = ray.cluster_resources().get("CPU", 0.0)
+    total = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
     wanted = max(1, config.min_replicas) * config.cpus_per_replica
     if wanted > total:
         raise DoesNotFit(

@@ -1,0 +1,50 @@
+"""Serve a registered classifier: `serve run serve_apps.classifier:build version=@champion`.
+
+The environment of Serve itself (HAProxy, throughput mode) must be set before Ray starts; see
+classifier.yaml beside this file. `make serve` and `python jobs/serve.py` do that by themselves.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve import Application
+
+from rayloop.config import RegistryConfig, ServeConfig
+from rayloop.serve.app import build_app
+from rayloop.storage import home
+
+
+class Args(BaseModel):
+    """What `args:` in YAML, or `name=value` on the command line, may say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("classifier", description="Name in the registry.")
+    version: str = Field("@champion", description="`@alias` or `:number`.")
+    home: str = Field("", description="Root of the storage; empty means RAYLOOP_HOME.")
+    tracking_uri: str = Field("", description="MLflow; empty means the database under home.")
+    min_replicas: int = 1
+    max_replicas: int = 1
+    cpus_per_replica: int = 1
+    max_batch_rows: int = 32
+    max_batch_wait_ms: float = 2.0
+    max_queued_rows: int = 1024
+    max_body_bytes: int = 33_554_432
+    max_rows_per_request: int = 1024
+    default_timeout_ms: float = 10_000.0
+    accept_confidence: float = 0.7
+    review_confidence: float = 0.4
+
+
+NOT_SERVE = {"model", "version", "home", "tracking_uri"}
+
+
+def build(args: Args) -> Application:
+    """The application for these arguments."""
+    settings: dict[str, Any] = args.model_dump(exclude=NOT_SERVE)
+    return build_app(
+        ServeConfig(**settings),
+        RegistryConfig(model=args.model, tracking_uri=args.tracking_uri),
+        args.home or home(),
+        version=args.version,
+    )
