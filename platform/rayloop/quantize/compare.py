@@ -73,9 +73,7 @@ def is_batch_invariant(session: onnxruntime.InferenceSession, images: Images) ->
     """Whether rows get the same answer, bit for bit, alone, in threes and all together."""
     rows = images[:INVARIANCE_ROWS]
     together = predict(session, rows)
-    return all(
-        np.array_equal(together, predict(session, rows, size)) for size in (1, 3)
-    )
+    return all(np.array_equal(together, predict(session, rows, size)) for size in (1, 3))
 
 
 def compare_method(
@@ -138,9 +136,7 @@ def measure_latency(
         seconds: Measuring time of each method, over all rounds.
         clock: Read before and after every call.
     """
-    batch: Images = np.ascontiguousarray(
-        np.resize(images, (batch_size, *images.shape[1:]))
-    )
+    batch: Images = np.ascontiguousarray(np.resize(images, (batch_size, *images.shape[1:])))
     rounds: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in sessions}
     for session in sessions.values():
         for _ in range(WARM_CALLS):

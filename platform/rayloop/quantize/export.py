@@ -71,9 +71,7 @@ def export_onnx(classifier: ImageClassifier, target: Path) -> None:
             opset_version=OPSET,
         )
         if program is None:
-            raise WorkError(
-                "torch.onnx.export gave no program; is onnxscript installed?"
-            )
+            raise WorkError("torch.onnx.export gave no program; is onnxscript installed?")
         program.save(str(exported))
     model = onnx.load(exported)
     graph.strip(model)
@@ -97,9 +95,7 @@ def check_export(module: WithSoftmax, path: Path, shape: tuple[int, int, int]) -
     Raises:
         WorkError: It is above `CHECK_TOLERANCE`.
     """
-    images: Images = np.random.default_rng(0).integers(
-        0, 256, (CHECK_ROWS, *shape), dtype=np.uint8
-    )
+    images: Images = np.random.default_rng(0).integers(0, 256, (CHECK_ROWS, *shape), dtype=np.uint8)
     with torch.inference_mode():
         wanted = module(torch.from_numpy(images)).numpy()
     difference = float(np.abs(predict(open_session(path), images) - wanted).max())

@@ -54,9 +54,7 @@ def _is_monotone(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
     return bool((numpy_helper.to_array(constants[node.input[1]]) > 0).all())
 
 
-def _put_before(
-    graph: onnx.GraphProto, node: onnx.NodeProto, other: onnx.NodeProto
-) -> None:
+def _put_before(graph: onnx.GraphProto, node: onnx.NodeProto, other: onnx.NodeProto) -> None:
     nodes = [entry for entry in graph.node if entry is not node]
     at = next(index for index, entry in enumerate(nodes) if entry is other)
     copies = [onnx.NodeProto.FromString(entry.SerializeToString()) for entry in nodes]

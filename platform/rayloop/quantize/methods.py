@@ -41,10 +41,7 @@ class RowReader(CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, images: Images) -> None:
         self._batches: Iterator[Images] = iter(
-            [
-                images[at : at + CALIBRATION_BATCH]
-                for at in range(0, len(images), CALIBRATION_BATCH)
-            ]
+            [images[at : at + CALIBRATION_BATCH] for at in range(0, len(images), CALIBRATION_BATCH)]
         )
 
     def get_next(self) -> dict[str, Any] | None:
@@ -103,9 +100,7 @@ class StaticQuantizer:
                 nodes_to_exclude=[*graph.outside_layers(model), *excluded],
                 calibration_cache_path=str(self.cache),
                 # Logits in 8 bits would be the coarsest step of the whole graph.
-                extra_options={
-                    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]
-                },
+                extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
             )
         make_small(target)
 
@@ -157,9 +152,7 @@ class LayerError:
     error: float
 
 
-def rank_layers(
-    quantizer: StaticQuantizer, folder: Path, rows: Images
-) -> tuple[LayerError, ...]:
+def rank_layers(quantizer: StaticQuantizer, folder: Path, rows: Images) -> tuple[LayerError, ...]:
     """Quantize one layer at a time and order the layers by the error it causes, worst first.
 
     Args:

@@ -11,9 +11,7 @@ Probabilities = npt.NDArray[np.float32]
 SEVERITY_ERROR = 3
 
 
-def open_session(
-    model: Path | bytes, num_threads: int = 1
-) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
     """Load a model for the CPU.
 
     Args:
@@ -27,9 +25,7 @@ def open_session(
     options.log_severity_level = SEVERITY_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(
-        source, options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def predict(
