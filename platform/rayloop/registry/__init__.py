@@ -1,0 +1,1 @@
+"""TrainResult and QuantizeResult -> ModelVersion: a release record, and a name that points to it."""
