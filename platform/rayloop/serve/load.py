@@ -32,7 +32,7 @@ def load_service(
         Corrupt: The artifact is damaged, or its golden answers are not reproduced here.
     """
     release = load_release(storage, model, version)
-    folder = f"models/{model}/{version}"
+    folder = release.folder
     engine = OnnxEngine(storage.read(f"{folder}/{release.artifact}"), config.cpus_per_replica)
     if engine.shape != tuple(release.shape):
         raise Corrupt(
