@@ -9,6 +9,8 @@ from onnx import numpy_helper
 WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that hold the weights and nearly all of the arithmetic."""
 
+PRODUCTS = ("Gemm", "MatMul")
+
 
 def swap_pooling(model: onnx.ModelProto) -> int:
     """Move monotone operators before the maximum pooling that feeds them; the function is equal.
@@ -105,11 +107,18 @@ def shorten_names(model: onnx.ModelProto) -> None:
 
 
 def drop_zero_points(model: onnx.ModelProto) -> None:
-    """Remove zero points that are all zero and may be left out: those of signed constants."""
+    """Remove the zero points of signed constants that are all zero and may be left out.
+
+    Those that feed matrix products stay: without them ONNX Runtime 1.31 does not fuse the product
+    into integer arithmetic, and an answer then depends on its batch in the last bit.
+    """
     graph = model.graph
+    products = {name for node in graph.node if node.op_type in PRODUCTS for name in node.input}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) < 3:
+            continue
+        if node.output[0] in products:
             continue
         if node.input[0] in constants and node.input[2] in constants:
             zero_point = numpy_helper.to_array(constants[node.input[2]])

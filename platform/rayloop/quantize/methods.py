@@ -32,7 +32,7 @@ STATIC_OPS = [
     *("Add", "Mul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Flatten", "Reshape", "Transpose"),
 ]
-DYNAMIC_OPS = ["Gemm", "MatMul"]
+DYNAMIC_OPS = list(graph.PRODUCTS)
 CALIBRATION_BATCH = 64
 
 
@@ -100,7 +100,7 @@ class StaticQuantizer:
                 nodes_to_exclude=[*graph.outside_layers(model), *excluded],
                 calibration_cache_path=str(self.cache),
                 # Logits in 8 bits would be the coarsest step of the whole graph.
-                extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+                extra_options={"OpTypesToExcludeOutputQuantization": list(graph.PRODUCTS)},
             )
         make_small(target)
 

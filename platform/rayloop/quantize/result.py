@@ -45,7 +45,8 @@ class MethodRow:
         mean_total_variation: Mean distance (0..1) from fp32's probabilities.
         class_accuracy: Accuracy by class name; classes without test rows are left out.
         worst_class_drop: Largest loss of accuracy (0..1) of any class against fp32.
-        batch_invariant: Whether a row's answer is the same, bit for bit, alone and in a batch.
+        batch_difference: Largest change of a row's probability (0..1) between being asked alone and
+            in a batch; 0 is bit for bit.
         latency: Timings by batch size.
         excluded_layers: Layers left in fp32.
     """
@@ -60,7 +61,7 @@ class MethodRow:
     mean_total_variation: float
     class_accuracy: dict[str, float]
     worst_class_drop: float
-    batch_invariant: bool
+    batch_difference: float
     latency: tuple[LatencyPoint, ...]
     excluded_layers: tuple[str, ...] = ()
 

@@ -1,6 +1,7 @@
 """A trained run -> QuantizeResult, computed by one Ray task and reported line by line."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
@@ -30,7 +31,7 @@ def quantize(storage: Storage, config: QuantizeConfig, run_id: str = "") -> Quan
         RayloopError: As `rayloop.quantize.work.quantize_run`.
     """
     task = ray.remote(num_cpus=config.num_threads, max_retries=1)(_steps)
-    steps = task.options(num_returns="streaming").remote(storage, config, run_id)
+    steps: Any = task.options(num_returns="streaming").remote(storage, config, run_id)
     try:
         for step in steps:
             item = ray.get(step)

@@ -21,7 +21,7 @@ from rayloop.quantize.compare import (
     agreement,
     compare_method,
     confusion,
-    is_batch_invariant,
+    batch_difference,
     measure_latency,
     worst_mistakes,
 )
@@ -227,7 +227,7 @@ def compare_methods(
             answers[FP32],
             job.test_rows.labels,
             job.class_names,
-            is_batch_invariant(sessions[name], images),
+            batch_difference(sessions[name], images),
             tuple(point[name] for point in points),
             chosen.excluded if name == INT8_STATIC else (),
         )

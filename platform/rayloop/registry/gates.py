@@ -88,26 +88,27 @@ def _verdict(name: str, reasons: list[str]) -> Verdict:
 def _int8_reasons(evidence: Evidence) -> list[str]:
     if evidence.chosen and evidence.quantize_gate == "pass":
         return []
-    return [
+    reason = (
         f"no INT8 model of run {evidence.run_id} passed: {evidence.quantize_gate}; train longer or "
         "quantize with other limits"
-    ]
+    )
+    return [reason]
 
 
 def _floor_reasons(evidence: Evidence) -> list[str]:
     if evidence.floor_accuracy is None:
         return [
-            f"run {evidence.run_id} has no linear floor to compare with; train it with "
-            "--train.floor_epochs above 0"
+            f"run {evidence.run_id} has no linear floor; train with --train.floor_epochs above 0"
         ]
     needed = evidence.floor_accuracy + evidence.min_margin
     if evidence.accuracy >= needed - EPSILON:
         return []
-    return [
+    reason = (
         f"test accuracy {evidence.accuracy:.4f} is below {needed:.4f}, the linear model's "
         f"{evidence.floor_accuracy:.4f} plus registry.min_margin_over_linear="
         f"{evidence.min_margin}; train longer or use a stronger model"
-    ]
+    )
+    return [reason]
 
 
 def _lineage_reasons(evidence: Evidence) -> list[str]:

@@ -21,9 +21,9 @@ from rayloop.registry.release import (
     GOLDEN_FILE,
     RECORD_FILE,
     ReleaseRecord,
-    read_record,
+    load_release,
 )
-from rayloop.registry.store import Registry, open_registry
+from rayloop.registry.store import open_registry
 from rayloop.storage import Storage
 from rayloop.train.result import TrainResult, load_result
 
@@ -93,7 +93,7 @@ def register(storage: Storage, config: Config, clock: Clock) -> Registered:
         publish(storage, release, quantized)
         registry.tag(model, version, tags_of(release))
     else:
-        release = read_record(storage, model, version)
+        release = load_release(storage, model, version)
         log.info("this artifact is %s version %s already; only the alias moves", model, version)
     registry.move_alias(model, config.registry.alias, version)
     log.info("%s version %s is @%s", model, version, config.registry.alias)

@@ -10,9 +10,10 @@ from rayloop.registry.release import RECORD_FILE, release_folder
 from rayloop.storage import Storage
 from rayloop.tracking import exclusive, open_client
 
-CHAMPION, CHALLENGER, SHADOW, PREVIOUS = "champion", "challenger", "shadow", "previous"
-ALIASES = (CHAMPION, CHALLENGER, SHADOW, PREVIOUS)
 Alias = Literal["champion", "challenger", "shadow", "previous"]
+CHAMPION: Alias = "champion"
+CHALLENGER: Alias = "challenger"
+PREVIOUS: Alias = "previous"
 DIGEST_TAG = "artifact_digest"
 
 
