@@ -74,6 +74,8 @@ def test_a_negative_scale_keeps_norm_where_it_is() -> None:
 def test_names_shrink_and_answers_stay() -> None:
     """Inputs and outputs keep their names."""
     model = pooled((1.0, 1.0, 1.0))
+    for node, name in ((model.graph.node[0], "output"), (model.graph.node[1], "input")):
+        getattr(node, name)[0] = "the_output_of_the_first_convolution"
     before, size = answers(model), model.ByteSize()
     graph.strip(model)
     graph.shorten_names(model)
