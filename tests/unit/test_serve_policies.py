@@ -15,7 +15,7 @@ from rayloop.serve.admission import ADMIT, Limits, Refuse, admit, admit_bytes
 from rayloop.serve.assemble import GOLDEN_TOLERANCE, prove
 from rayloop.serve.engine import OnnxEngine, warm_up_sizes
 from rayloop.serve.events import decide
-from rayloop.serve.options import deployment_options, target_ongoing_requests
+from rayloop.serve.options import deployment_options, failure_reason, target_ongoing_requests
 from rayloop.serve.traffic import TrafficPlan, single
 
 LIMITS = Limits(max_body_bytes=100, max_queued_rows=10)
@@ -178,3 +178,12 @@ def test_golden_rows_must_be_reproduced() -> None:
     for wrong in (recorded + 2 * GOLDEN_TOLERANCE, recorded[:, :1], recorded * np.nan):
         with pytest.raises(Corrupt, match="golden rows"):
             prove(engine, golden(images, wrong), "here")
+
+
+def test_a_failed_deployment_is_told_in_one_sentence() -> None:
+    report = (
+        "The deployment failed to start 3 times in a row.\nTraceback ...\n"
+        "rayloop.errors.Corrupt: the golden rows differ by 0.1."
+    )
+    assert failure_reason(report) == "the golden rows differ by 0.1."
+    assert failure_reason(" out of memory ") == "out of memory"

@@ -30,7 +30,8 @@ class Classifier:
         self._config = config
         self._service = load(config)
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201  Serve's name for this hook
+    def __serve_build_asgi_app__(self) -> Any:
+        """The ASGI application; Serve's name for the hook it calls after the constructor."""
         return InferenceApp(self._service, self._config)
 
 

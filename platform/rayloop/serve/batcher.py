@@ -223,7 +223,7 @@ class Batcher:
                 joint = self._checked(np.concatenate([piece.rows for piece in pieces]))
                 ends = np.cumsum([len(piece.rows) for piece in pieces])[:-1]
                 return _Outcome(list(np.split(joint, ends)))
-            except Exception:  # noqa: BLE001  whichever member it was, the others get their answer
+            except Exception:  # whichever member it was, the others get their answer
                 alone = [self._solo(piece) for piece in pieces]
                 return _Outcome(alone, retried=len(pieces))
         return _Outcome([self._solo(pieces[0])])
@@ -231,7 +231,7 @@ class Batcher:
     def _solo(self, piece: _Piece) -> Answers | Exception:
         try:
             return self._checked(piece.rows)
-        except Exception as error:  # noqa: BLE001  becomes the answer of this request alone
+        except Exception as error:  # becomes the answer of this request alone
             failure = EngineFailed(f"The model failed on this input: {str(error)[:200]}")
             failure.__cause__ = error
             return failure

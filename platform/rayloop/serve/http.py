@@ -103,7 +103,7 @@ class InferenceApp:
             answer = await self._answer(scope, receive)
         except ClientGone:
             return
-        except Exception as error:  # noqa: BLE001  every error gets its answer
+        except Exception as error:  # every error gets its answer
             answer = error_answer(error)
         await send_answer(send, answer, scope["method"] == "HEAD")
 

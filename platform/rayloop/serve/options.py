@@ -1,5 +1,6 @@
-"""Turn the serving settings into Ray Serve's deployment options, refusing contradictions."""
+"""Turn the serving settings into Ray Serve's options, and its failures into one sentence."""
 
+import re
 from typing import Any
 
 from rayloop.config import ServeConfig
@@ -56,3 +57,16 @@ def target_ongoing_requests(config: ServeConfig) -> float:
     """Requests in one replica that autoscaling aims at: a full batch running and half of one
     waiting."""
     return max(1.0, 1.5 * config.max_batch_rows)
+
+
+def failure_reason(report: str) -> str:
+    """The sentence that matters in Serve's report of a failed deployment.
+
+    Args:
+        report: Serve's messages, usually with a replica's traceback.
+
+    Returns:
+        The message of rayloop's own error where there is one, else the end of the report.
+    """
+    found = re.findall(r"rayloop\.errors\.\w+: (.+)", report)
+    return str(found[-1]).strip() if found else report.strip()[-1500:]

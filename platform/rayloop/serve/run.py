@@ -18,6 +18,7 @@ from rayloop.errors import DoesNotFit, RequestError, WorkError
 from rayloop.haproxy import port_is_free
 from rayloop.logs import stage_logger
 from rayloop.serve.app import build_app
+from rayloop.serve.options import failure_reason
 
 log = stage_logger("serve")
 
@@ -76,7 +77,7 @@ def running(app: Application, host: str, port: int) -> Iterator[str]:
             serve.run(app, name=APP_NAME, route_prefix="/", logging_config=_quiet())
         except RuntimeError as error:
             raise WorkError(
-                f"The model could not be served: {_deployment_message() or error}"
+                f"The model could not be served: {failure_reason(_report() or str(error))}"
             ) from error
         url = base_url(host, port)
         wait_until_ready(url, READY_TIMEOUT_S)
@@ -146,12 +147,12 @@ def wait_until_ready(url: str, timeout_s: float) -> None:
     raise WorkError(f"{url} was not ready within {timeout_s:.0f} s ({last}); see Serve's logs.")
 
 
-def _deployment_message() -> str:
+def _report() -> str:
     application = serve.status().applications.get(APP_NAME)
     if application is None:
         return ""
     deployments = [status.message for status in application.deployments.values() if status.message]
-    return " ".join([application.message, *deployments]).strip()[-1500:]
+    return "\n".join([application.message, *deployments])
 
 
 def _quiet() -> dict[str, object]:
