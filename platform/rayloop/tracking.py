@@ -148,9 +148,7 @@ class Tracker:
             run = found[0]
             self._client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = self._client.create_run(
-                experiment, run_name=name, tags={RUN_TAG: name}
-            )
+            run = self._client.create_run(experiment, run_name=name, tags={RUN_TAG: name})
         run_id = str(run.info.run_id)
         fresh = [
             Param(key, value)
@@ -163,9 +161,7 @@ class Tracker:
             self._client.set_tag(run_id, key, tag)
         return run_id
 
-    def log_metrics(
-        self, run_id: str, metrics: Mapping[str, Any], step: int = 0
-    ) -> None:
+    def log_metrics(self, run_id: str, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Record the finite numbers among `metrics` at a step; anything else is left out.
 
         Args:
