@@ -223,7 +223,8 @@ class TrainConfig:
     """Worker failures the run survives by restarting from the last good checkpoint."""
 
     floor_epochs: float = 2.0
-    """Epochs for the linear model that every gate compares with; 0 leaves it out."""
+    """Epochs, but at least 1000 steps, for the linear model that every gate compares with; 0 leaves
+    it out."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training images."""

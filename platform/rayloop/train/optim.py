@@ -1,0 +1,37 @@
+"""Train settings -> an optimizer, and a learning rate for every step."""
+
+import math
+
+import torch
+from torch import nn
+
+from rayloop.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD; weight decay only for matrices and filters, not for biases and norms."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    exempt = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    rate = config.learning_rate
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
+
+
+def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
+    """A linear climb over the warm-up, then a cosine down to `final_rate_share` of the peak.
+
+    A function of the step alone: a resumed run needs no schedule state (cosine decay after
+    Loshchilov and Hutter 2017, "SGDR").
+    """
+    warmup_steps = round(config.warmup_share * num_steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    falling = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    floor = config.final_rate_share
+    return config.learning_rate * (floor + (1 - floor) * falling)

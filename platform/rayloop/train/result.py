@@ -1,0 +1,146 @@
+"""What a training run leaves behind for the stages after it, as one record on disk."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rayloop.config import ModelConfig
+from rayloop.errors import Corrupt, DataMissing
+from rayloop.models.classifier import ImageClassifier
+from rayloop.models.zoo import build_classifier
+from rayloop.storage import Storage
+from rayloop.train.checkpoint import load_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        run_id: The run's name.
+        checkpoint: Folder of the last checkpoint, relative to the storage root.
+        checkpoint_digest: SHA-256 over parameters and buffers in name order.
+        model_name: Name in the model zoo.
+        num_parameters: Trained numbers.
+        dataset_name: Dataset it was trained on.
+        dataset_version: Its version.
+        dataset_digest: Its digest.
+        class_names: Labels in index order.
+        shape: Height, width, channels of an image.
+        pixel_mean: Normalisation the model carries.
+        pixel_std: Normalisation the model carries.
+        val_accuracy: Share of validation rows predicted right, fp32.
+        test_accuracy: Share of test rows predicted right, fp32.
+        floor_accuracy: Test accuracy of the linear model; None when it was left out.
+        steps: Optimizer steps of the whole run.
+        images_per_second: Images trained on over the time spent in steps and waiting for data, in
+            the last session of the run, all workers.
+        data_wait_share: Share (0..1) of that time spent waiting for data, rank 0.
+        mfu: Counted operations over what the device was measured to reach; None where undefined.
+        goodput: Share (0..1) of the session's wall time spent in training steps.
+        step_ms: Percentiles of the step time.
+        seconds: Wall time of the last session.
+        precision: Arithmetic of the forward pass.
+        feed: `resident` or `stream`.
+        num_workers: Data-parallel workers.
+        resumed_at_step: Step at which the last session started.
+        history: One record an epoch.
+        ledger_s: Seconds by cause, rank 0.
+        config: All settings.
+        config_digest: Digest of the data, model and train sections.
+        mlflow_run_id: The run in the tracking database.
+    """
+
+    run_id: str
+    checkpoint: str
+    checkpoint_digest: str
+    model_name: str
+    num_parameters: int
+    dataset_name: str
+    dataset_version: str
+    dataset_digest: str
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    val_accuracy: float
+    test_accuracy: float
+    floor_accuracy: float | None
+    steps: int
+    images_per_second: float
+    data_wait_share: float
+    mfu: float | None
+    goodput: float
+    step_ms: dict[str, float]
+    seconds: float
+    precision: str
+    feed: str
+    num_workers: int
+    resumed_at_step: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    ledger_s: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    config_digest: str = ""
+    mlflow_run_id: str = ""
+
+    def last_line(self) -> dict[str, Any]:
+        """What the train job prints: everything but the long parts."""
+        long = ("history", "config", "class_names")
+        return {name: value for name, value in asdict(self).items() if name not in long}
+
+
+def save_result(storage: Storage, result: TrainResult) -> None:
+    """Write `runs/RUN_ID/result.json` and make the run the newest."""
+    storage.write_json(f"runs/{result.run_id}/result.json", asdict(result))
+    storage.write_json("runs/latest.json", {"run_id": result.run_id})
+
+
+def load_result(storage: Storage, run_id: str = "") -> TrainResult:
+    """Read a finished run.
+
+    Args:
+        storage: The root.
+        run_id: Which run; empty means the newest.
+
+    Raises:
+        DataMissing: There is no finished run of that name.
+        Corrupt: The record is damaged.
+    """
+    if not run_id and storage.exists("runs/latest.json"):
+        run_id = str(storage.read_json("runs/latest.json")["run_id"])
+    path = f"runs/{run_id}/result.json"
+    if not run_id or not storage.exists(path):
+        what = f"run {run_id!r}" if run_id else "run"
+        raise DataMissing(
+            f"There is no finished {what} under {storage.path('runs')}. "
+            "Train one: python jobs/train.py PRESET"
+        )
+    fields = storage.read_json(path)
+    for name in ("class_names", "shape", "pixel_mean", "pixel_std"):
+        fields[name] = tuple(fields.get(name, ()))
+    try:
+        return TrainResult(**fields)
+    except TypeError as error:
+        raise Corrupt(
+            f"{storage.path(path)} is not a record this rayloop can read ({error}); train again."
+        ) from None
+
+
+def load_model(storage: Storage, result: TrainResult) -> ImageClassifier:
+    """The trained model on the CPU in fp32 and evaluation mode, from its verified checkpoint.
+
+    Raises:
+        Corrupt: The checkpoint does not match its digest.
+    """
+    settings = dict(result.config["model"])
+    settings["widths"] = tuple(settings["widths"])
+    settings["pretrained"] = False
+    model = build_classifier(
+        ModelConfig(**settings),
+        result.shape,
+        len(result.class_names),
+        result.pixel_mean,
+        result.pixel_std,
+        seed=0,
+    )
+    model.load_state_dict(load_checkpoint(storage, result.checkpoint).state["model"])
+    return model.eval()
