@@ -75,7 +75,8 @@ def measure(
 def table(medians: dict[tuple[str, int], list[float]]) -> list[str]:
     """Rows of a Markdown table: mean and standard deviation of the medians."""
     lines = ["| batch | " + " | ".join(f"{name} ms" for name in METHODS)
-             + " | int8_static images/s | speedup |", "|---" * (len(METHODS) + 3) + "|"]  # fmt: skip
+             + " | int8_static images/s | speedup |", "|---" * (len(METHODS) + 3) + "|",
+            ]  # fmt: skip
     for size in BATCH_SIZES:
         cells = [
             f"{statistics.mean(medians[name, size]):.2f} ± "

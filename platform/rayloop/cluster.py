@@ -5,11 +5,14 @@ imported: prompt worker polling for Train, HAProxy and throughput mode for Serve
 a local cluster that is not written to the user's home.
 """
 
+import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from rayloop.config import ClusterConfig
 from rayloop.errors import DoesNotFit
@@ -19,7 +22,7 @@ log = stage_logger("cluster")
 
 SPARE_CPUS = 2
 """Logical CPUs a local Ray offers beyond the machine's cores: the driver's side work (data
-preparation, the progress board, Serve's controller) waits rather than computes while workers run."""
+preparation, the progress board, Serve's controller) mostly waits while workers run."""
 
 TRAIN_ENVIRONMENT = {
     # The default of 2 s makes every report slow and loses up to one extra checkpoint interval.
@@ -60,8 +63,9 @@ def connect(config: ClusterConfig, extra: dict[str, str] | None = None) -> Itera
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # noqa: PLC0415  Ray reads the environment when it is imported
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",
@@ -69,8 +73,11 @@ def connect(config: ClusterConfig, extra: dict[str, str] | None = None) -> Itera
             object_store_memory=config.object_store_bytes or None,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in the place of ours
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -95,7 +102,9 @@ def check_room(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
     """
     import ray  # noqa: PLC0415
 
-    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes: list[dict[str, Any]] = [
+        node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]
+    ]
     refuse_unless_fits(
         [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes],
         num_workers,

@@ -411,7 +411,7 @@ class PipelineConfig:
     serve: bool = True
     """Serve the new model and send it the test split's images."""
 
-    traffic_requests: int = 3000
+    traffic_requests: int = 10_000
     """Requests that are sent, one image each; the test split is gone over again when it is
     smaller."""
 

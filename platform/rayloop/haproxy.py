@@ -40,7 +40,7 @@ def available() -> bool:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables for HAProxy ingress and throughput mode; without HAProxy, for Serve's own proxy.
+    """The variables for HAProxy ingress and throughput mode, or without it for Serve's proxy.
 
     Args:
         folder: An existing folder of this instance alone, for HAProxy's sockets and configuration.

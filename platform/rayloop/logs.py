@@ -5,7 +5,7 @@ import sys
 
 
 def stage_logger(stage: str) -> logging.Logger:
-    """The logger of one stage, e.g. `stage_logger("train")`; it writes nothing until `configure`."""
+    """The logger of one stage, e.g. `stage_logger("train")`; silent until `configure`."""
     return logging.getLogger(f"rayloop.{stage}")
 
 

@@ -126,7 +126,8 @@ def test_a_damaged_byte_never_breaks_the_decoder(kind: str, place: int, byte: in
 
 def form(*parts: tuple[str, bytes], boundary: str = "xyz", end: bool = True) -> bytes:
     body = b"".join(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'.encode()
+        f"--{boundary}\r\n".encode()
+        + f'Content-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'.encode()
         + content
         + b"\r\n"
         for name, content in parts

@@ -1,4 +1,4 @@
-"""The row contract: one raw row -> a uint8 image with a known label, or the reason it is refused."""
+"""The row contract: one raw row -> a uint8 image with a known label, or why it is refused."""
 
 import hashlib
 import io
@@ -104,7 +104,8 @@ def check_pixels(pixels: npt.NDArray[Any], contract: RowContract) -> Pixels:
         raise RowRefused("NaN or infinite pixel")
     if pixels.min() < 0 or pixels.max() > 255:
         raise RowRefused(f"out of range: pixels from {pixels.min():g} to {pixels.max():g}")
-    return np.rint(pixels).astype(np.uint8)
+    rounded: Pixels = np.rint(pixels).astype(np.uint8)
+    return rounded
 
 
 def row_digest(pixels: Pixels) -> bytes:

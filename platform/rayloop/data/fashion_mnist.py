@@ -119,15 +119,18 @@ def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _fetch_with_torchvision(staged: Path) -> Path | None:
-    """torchvision's download."""
-    code = "import sys; from torchvision.datasets import FashionMNIST as F; F(sys.argv[1], download=True)"
+    """Torchvision's download."""
+    code = (
+        "import sys; from torchvision.datasets import FashionMNIST; "
+        "FashionMNIST(sys.argv[1], download=True)"
+    )
     if not _succeeds([sys.executable, "-c", code, str(staged)], staged):
         return None
     return staged / "FashionMNIST" / "raw"
 
 
 def _fetch_debian_package(staged: Path) -> Path | None:
-    """the Debian package, fetched and unpacked without root."""
+    """The Debian package, fetched and unpacked without root."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         return None
     for folder in ("lists/partial", "archives/partial"):

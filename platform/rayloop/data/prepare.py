@@ -9,8 +9,9 @@ by one task.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,7 @@ def prepare(config: DataConfig, storage: Storage, clock: Clock = SYSTEM_CLOCK) -
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     checked = source.rows.map_batches(
-        _check_batch,
+        cast(Any, _check_batch),
         batch_format="pyarrow",
         batch_size=None,
         fn_kwargs={"source": replace(source, rows=None), "config": config},  # type: ignore[arg-type]
@@ -179,9 +180,9 @@ def _collect_names(checked: ray.data.Dataset) -> _Names:
     digests, labels, splits = [], [], []
     refused: list[dict[str, str]] = []
     counts: Counter[str] = Counter()
-    for batch in checked.select_columns(columns).iter_batches(
-        batch_size=None, batch_format="pyarrow"
-    ):
+    named = checked.select_columns(columns)
+    batches = cast(Iterable[pa.Table], named.iter_batches(batch_size=None, batch_format="pyarrow"))
+    for batch in batches:
         good = np.array(batch["reason"].to_pylist()) == ""
         for row in batch.filter(pa.array(~good)).to_pylist():
             counts[row["reason"].split(":")[0]] += 1
@@ -240,7 +241,10 @@ def _drop_leaks(names: _Names) -> tuple[_Names, dict[str, int]]:
         splits=names.splits[~leaks],
     )
     duplicates = len(kept.digests) - len(set(kept.digests.tolist()))
-    notes = {"left_out_as_copies_of_test_rows": int(leaks.sum()), "copies_within_a_split": duplicates}
+    notes = {
+        "left_out_as_copies_of_test_rows": int(leaks.sum()),
+        "copies_within_a_split": duplicates,
+    }
     return kept, notes
 
 

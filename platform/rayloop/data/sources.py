@@ -179,7 +179,9 @@ def _image_folder(config: DataConfig) -> RawSource:
         if info.type == pafs.FileType.File and info.path.lower().endswith(IMAGE_SUFFIXES)
     )
     parts = [Path(path).relative_to(root).parts for path in paths]
-    has_splits = bool(parts) and all(len(part) > 2 and part[0] in ("train", "test") for part in parts)
+    has_splits = bool(parts) and all(
+        len(part) > 2 and part[0] in ("train", "test") for part in parts
+    )
     depth = 1 if has_splits else 0
     if not paths or any(len(part) != depth + 2 for part in parts):
         raise DataMissing(
@@ -223,7 +225,8 @@ def _parquet(config: DataConfig) -> RawSource:
         )
     labels = config.class_names or _labels_that_occur(rows)
     rows = rows.map_batches(_parquet_rows, batch_format="pyarrow")
-    first = rows.take_batch(64, batch_format="pyarrow")["content"].to_pylist()
+    head: pa.Table = rows.take_batch(64, batch_format="pyarrow")
+    first = head["content"].to_pylist()
     return RawSource(rows, _contract_of_first(config, iter(first), labels))
 
 
@@ -289,7 +292,9 @@ def _contract_of_first(
         except RowRefused:
             continue
         shape = first.shape if isinstance(first, np.ndarray) else (first.height, first.width)
-        grey = shape[2:] == (1,) or len(shape) == 2 and getattr(first, "mode", "L") in ("L", "1", "I;16")
+        grey = shape[2:] == (1,) or (
+            len(shape) == 2 and getattr(first, "mode", "L") in ("L", "1", "I;16")
+        )
         side = config.image_size
         height, width = (side, side) if side else (int(shape[0]), int(shape[1]))
         channels = config.channels or (1 if grey else 3)

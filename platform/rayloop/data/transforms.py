@@ -115,7 +115,8 @@ def _reflect(position: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64
     """Fold positions outside [0, size) back inside, the border row not repeated."""
     period = max(1, 2 * (size - 1))
     folded = np.abs(position) % period
-    return np.minimum(folded, period - folded)
+    inside: npt.NDArray[np.int64] = np.minimum(folded, period - folded)
+    return inside
 
 
 def _jitter(images: Tensor, choices: Choices) -> Tensor:

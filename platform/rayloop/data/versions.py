@@ -153,7 +153,9 @@ def open_version(storage: Storage, name: str, version: str = "") -> DatasetVersi
     path = f"{version_folder(name, chosen)}/manifest.json"
     if not chosen or not storage.exists(path):
         known = storage.names(f"datasets/{name}")
-        versions = [entry for entry in known if storage.exists(f"datasets/{name}/{entry}/manifest.json")]
+        versions = [
+            entry for entry in known if storage.exists(f"datasets/{name}/{entry}/manifest.json")
+        ]
         what = f"version {chosen!r} of dataset {name!r}" if chosen else f"dataset {name!r}"
         have = f"there are {', '.join(versions)}" if versions else "there is none of that name"
         raise DataMissing(
@@ -221,7 +223,9 @@ def read_shard(storage: Storage, shard: Shard, verify: bool = True) -> tuple[Any
             f"{local} is named in the manifest and is missing; remove its version folder and "
             "prepare the data again."
         )
-    source = pa.memory_map(str(local)).read_buffer() if local else pa.py_buffer(storage.read(shard.path))
+    source = (
+        pa.memory_map(str(local)).read_buffer() if local else pa.py_buffer(storage.read(shard.path))
+    )
     if verify and hashlib.sha256(source).hexdigest() != shard.sha256:
         raise Corrupt(
             f"{storage.path(shard.path)} does not match the digest in its manifest: the file was "

@@ -1,4 +1,4 @@
-"""uint8 images -> class logits: normalisation and network in one module, from training to export."""
+"""uint8 images -> class logits: normalisation and network in one module."""
 
 from collections.abc import Sequence
 

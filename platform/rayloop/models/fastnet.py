@@ -31,8 +31,8 @@ class ConvGroup(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in, H, W) to (N, out, H / 2, W / 2)."""
         x = self.relu(self.norm1(self.pool(self.conv1(x))))
-        x = self.relu(self.norm2(self.conv2(x)))
-        return x
+        out: Tensor = self.relu(self.norm2(self.conv2(x)))
+        return out
 
 
 class FastNet(nn.Module):

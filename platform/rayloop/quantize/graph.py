@@ -87,8 +87,10 @@ def strip(model: onnx.ModelProto) -> None:
 
 
 def shorten_names(model: onnx.ModelProto) -> None:
-    """Give inner tensors names of a few letters and nodes none; in a small INT8 model the names
-    are a tenth of the file."""
+    """Give inner tensors names of a few letters and nodes none.
+
+    In a small INT8 model the names are a tenth of the file.
+    """
     graph = model.graph
     kept = {entry.name for entry in (*graph.input, *graph.output)}
     short: dict[str, str] = {"": ""}

@@ -19,9 +19,9 @@ from rayloop.quantize import graph, methods
 from rayloop.quantize.compare import (
     accuracy,
     agreement,
+    batch_difference,
     compare_method,
     confusion,
-    batch_difference,
     measure_latency,
     worst_mistakes,
 )
@@ -236,8 +236,10 @@ def compare_methods(
 
 
 def save_arrays(job: Job, answers: Probabilities) -> None:
-    """Write the static model's answers: `predictions.npz` for all test rows, and `golden.npz`,
-    a few images with their answers, by which a server proves that it computes the same."""
+    """Write the static model's answers.
+
+    `predictions.npz` holds those for all test rows, `golden.npz` a few images with their answers, by which a server proves that it computes the same.
+    """
     rows = job.test_rows
     np.savez_compressed(
         job.folder / "predictions.npz",

@@ -1,1 +1,1 @@
-"""TrainResult and QuantizeResult -> ModelVersion: a release record, and a name that points to it."""
+"""TrainResult and QuantizeResult -> a release record, and a name that points to it."""

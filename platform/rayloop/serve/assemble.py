@@ -19,8 +19,8 @@ from rayloop.serve.traffic import single
 CHAMPION = "champion"
 
 GOLDEN_TOLERANCE = 0.02
-"""Largest difference of a golden probability (0..1). On the kind of CPU that exported the model it is
-0; on another kind a rounding may fall the other way and move a probability by about 0.01, while
+"""Largest difference of a golden probability (0..1). On the kind of CPU that exported the model it
+is 0; on another kind a rounding may fall the other way and move a probability by about 0.01, while
 saturation, a wrong file or wrong preprocessing move it by far more."""
 
 

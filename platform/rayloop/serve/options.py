@@ -54,8 +54,10 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
 
 
 def target_ongoing_requests(config: ServeConfig) -> float:
-    """Requests in one replica that autoscaling aims at: a full batch running and half of one
-    waiting."""
+    """Requests in one replica that autoscaling aims at.
+
+    That is a full batch running and half of one waiting.
+    """
     return max(1.0, 1.5 * config.max_batch_rows)
 
 

@@ -93,8 +93,8 @@ def newest_good(storage: Storage, run_id: str) -> Checkpoint | None:
             log.warning("%s Falling back to the checkpoint before.", error)
     if names:
         raise Corrupt(
-            f"None of the {len(names)} checkpoints in {storage.path(checkpoints_folder(run_id))} is "
-            "whole. Remove that folder to train this run from the start, or use another --run-id."
+            f"None of the {len(names)} checkpoints in {storage.path(checkpoints_folder(run_id))} "
+            "is whole. Remove that folder to train this run from the start, or use another --run-id."
         )
     return None
 

@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
+from matplotlib import pyplot as plt
 
 
 def draw_curves(history: list[dict[str, float]], title: str) -> bytes:

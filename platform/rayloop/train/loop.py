@@ -102,8 +102,9 @@ def run_loop(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     precision = choose_precision(config, device)
-    stepper = Stepper(_wrap(model, config, worker), build_optimizer(model, config), config,
-                      precision, device)
+    stepper = Stepper(
+        _wrap(model, config, worker), build_optimizer(model, config), config, precision, device
+    )
     num_steps = order.num_steps(config.epochs)
     outcome = Outcome(model, [], Ledger(clock), precision, num_steps)
     step = _restore(stepper, model, outcome, state) if state else 0
@@ -131,10 +132,18 @@ def run_loop(
             with ledger.spending("evaluate"):
                 loss_sum, num_correct = sums.take()
                 _refuse_nan(loss_sum, step)
-                metrics = evaluate(model, val, model.num_classes, config.eval_batch_size, device,
-                                   worker.rank, worker.world_size)
-                record = _record(step, order, rate, loss_sum, num_correct, rows_in_sums, metrics,
-                                 ledger)
+                metrics = evaluate(
+                    model,
+                    val,
+                    model.num_classes,
+                    config.eval_batch_size,
+                    device,
+                    worker.rank,
+                    worker.world_size,
+                )
+                record = _record(
+                    step, order, rate, loss_sum, num_correct, rows_in_sums, metrics, ledger
+                )
             rows_in_sums = 0
             outcome.history.append(record)
             if is_first:
@@ -183,7 +192,7 @@ def _prepare(
 
 
 def _writable(values: Any) -> Any:
-    """torch warns about read-only arrays, such as those that lie in Ray's object store."""
+    """Torch warns about read-only arrays, such as those that lie in Ray's object store."""
     return values if values.flags.writeable else values.copy()
 
 
@@ -239,9 +248,7 @@ def _state(stepper: Stepper, model: nn.Module, outcome: Outcome, step: int) -> d
     }
 
 
-def _restore(
-    stepper: Stepper, model: nn.Module, outcome: Outcome, state: dict[str, Any]
-) -> int:
+def _restore(stepper: Stepper, model: nn.Module, outcome: Outcome, state: dict[str, Any]) -> int:
     model.load_state_dict(state["model"])
     stepper.optimizer.load_state_dict(state["optimizer"])
     stepper.scaler.load_state_dict(state["scaler"])

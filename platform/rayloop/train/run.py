@@ -1,18 +1,21 @@
 """TrainConfig and a dataset version -> TorchTrainer -> TrainResult on disk and in the tracker."""
 
+import hashlib
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import ray
+import ray.data
 import ray.train
 import ray.train.torch
 from ray.data import DataContext, ExecutionOptions
 
-from rayloop.cluster import check_room
 from rayloop.clock import SYSTEM_CLOCK, Clock
-from rayloop.config import Config, digest, to_dict
+from rayloop.cluster import check_room
+from rayloop.config import Config, to_dict
 from rayloop.data.feed import choose_feed, stream_dataset
 from rayloop.data.order import SampleOrder
 from rayloop.data.versions import DatasetVersion, open_version, read_split
@@ -34,7 +37,9 @@ log = stage_logger("train")
 SECTIONS_THAT_DECIDE = ("data", "model", "train")
 
 
-def train(config: Config, storage: Storage, tracker: Tracker, clock: Clock = SYSTEM_CLOCK) -> TrainResult:
+def train(
+    config: Config, storage: Storage, tracker: Tracker, clock: Clock = SYSTEM_CLOCK
+) -> TrainResult:
     """Train, or go on training, the run named in the configuration.
 
     Args:
@@ -111,9 +116,6 @@ def run_digest(config: Config) -> str:
 
 def digest_of(sections: dict[str, Any]) -> str:
     """SHA-256 over plain settings in key order."""
-    import hashlib  # noqa: PLC0415
-    import json  # noqa: PLC0415
-
     text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -136,7 +138,9 @@ def _claim_run(config: Config, dataset: DatasetVersion, storage: Storage) -> Non
         return
     theirs = storage.read_json(path)
     names = (*SECTIONS_THAT_DECIDE, "dataset_digest")
-    differences = [line for name in names for line in _differences(name, theirs.get(name), mine[name])]
+    differences = [
+        line for name in names for line in _differences(name, theirs.get(name), mine[name])
+    ]
     if differences:
         raise ConfigError(
             f"Run {config.run_id!r} exists with other settings: {'; '.join(differences[:5])}. "
@@ -147,7 +151,9 @@ def _claim_run(config: Config, dataset: DatasetVersion, storage: Storage) -> Non
 def _differences(name: str, theirs: Any, mine: Any) -> list[str]:
     if isinstance(theirs, dict) and isinstance(mine, dict):
         keys = sorted({*theirs, *mine})
-        return [d for key in keys for d in _differences(f"{name}.{key}", theirs.get(key), mine.get(key))]
+        return [
+            d for key in keys for d in _differences(f"{name}.{key}", theirs.get(key), mine.get(key))
+        ]
     return [] if theirs == mine else [f"{name} was {theirs}, now {mine}"]
 
 
@@ -186,7 +192,7 @@ def _fit(
     )
     DataContext.get_current().enable_progress_bars = False
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+        cast(Any, train_worker),
         train_loop_config={"task": task},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
@@ -217,10 +223,10 @@ def _fit(
 
 def _stream(
     config: Config, storage: Storage, dataset: DatasetVersion, order: SampleOrder, num_steps: int
-) -> dict[str, Callable[[], Any]]:
+) -> dict[str, ray.data.Dataset | Callable[[], ray.data.Dataset]]:
     """A factory: Ray calls it at every start of the workers, so each start resumes by itself."""
 
-    def make() -> Any:
+    def make() -> ray.data.Dataset:
         checkpoint = newest_good(storage, config.run_id)
         first_step = checkpoint.step if checkpoint else 0
         return stream_dataset(
@@ -241,7 +247,7 @@ def _run_trainer(trainer: ray.train.torch.TorchTrainer) -> dict[str, Any]:
             f"Training failed: {cause or error}. The checkpoints are kept; run again with the same "
             "--run-id to go on."
         ) from error
-    outcome: dict[str, Any] = result.return_value
+    outcome: dict[str, Any] = cast(Any, result).return_value
     return outcome
 
 
@@ -262,9 +268,13 @@ def _last_checkpoint(storage: Storage, run_id: str) -> str:
 
 def _publish(result: TrainResult, storage: Storage, tracker: Tracker) -> None:
     folder = f"runs/{result.run_id}"
-    title = f"{result.run_id}: validation {result.val_accuracy:.4f}, test {result.test_accuracy:.4f}"
+    title = (
+        f"{result.run_id}: validation {result.val_accuracy:.4f}, test {result.test_accuracy:.4f}"
+    )
     storage.write(f"{folder}/curves.png", draw_curves(result.history, title))
-    storage.write_json(f"{folder}/ledger.json", {"seconds": result.ledger_s, "goodput": result.goodput})
+    storage.write_json(
+        f"{folder}/ledger.json", {"seconds": result.ledger_s, "goodput": result.goodput}
+    )
     final = {"test_accuracy": result.test_accuracy, "images_per_second": result.images_per_second,
              "data_wait_share": result.data_wait_share, "goodput": result.goodput}  # fmt: skip
     tracker.log_metrics(result.mlflow_run_id, final, step=result.steps)

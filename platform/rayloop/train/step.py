@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, num_correct = torch.zeros((), device=self._device), torch.zeros(
-            (), dtype=torch.long, device=self._device
+        loss_sum, num_correct = (
+            torch.zeros((), device=self._device),
+            torch.zeros((), dtype=torch.long, device=self._device),
         )
         for part, is_last in self._micro_batches(len(labels)):
             with self._gradient_sync(is_last):
@@ -77,7 +79,8 @@ class Stepper:
                     label_smoothing=self.config.label_smoothing,
                     reduction="sum",
                 )
-                self.scaler.scale(loss / len(labels)).backward()
+                scaled: Any = self.scaler.scale(loss / len(labels))
+                scaled.backward()
             loss_sum += loss.detach()
             num_correct += (logits.detach().argmax(dim=1) == labels[part]).sum()
         self.scaler.unscale_(self.optimizer)

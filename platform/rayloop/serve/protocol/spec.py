@@ -10,8 +10,7 @@ EXTENSIONS = ("binary_tensor_data",)
 
 PLATFORM = "onnxruntime_onnx"
 DATATYPES = frozenset(
-    ("BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64")
-    + ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
+    "BOOL BYTES FP16 BF16 FP32 FP64 UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64".split()
 )
 """Datatypes of the protocol."""
 
