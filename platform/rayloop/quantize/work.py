@@ -238,7 +238,8 @@ def compare_methods(
 def save_arrays(job: Job, answers: Probabilities) -> None:
     """Write the static model's answers.
 
-    `predictions.npz` holds those for all test rows, `golden.npz` a few images with their answers, by which a server proves that it computes the same.
+    `predictions.npz` holds those for all test rows, `golden.npz` a few images with their answers,
+    by which a server proves that it computes the same.
     """
     rows = job.test_rows
     np.savez_compressed(

@@ -94,7 +94,7 @@ def newest_good(storage: Storage, run_id: str) -> Checkpoint | None:
     if names:
         raise Corrupt(
             f"None of the {len(names)} checkpoints in {storage.path(checkpoints_folder(run_id))} "
-            "is whole. Remove that folder to train this run from the start, or use another --run-id."
+            "is whole. Remove that folder to train this run anew, or use another --run-id."
         )
     return None
 

@@ -10,7 +10,22 @@ EXTENSIONS = ("binary_tensor_data",)
 
 PLATFORM = "onnxruntime_onnx"
 DATATYPES = frozenset(
-    "BOOL BYTES FP16 BF16 FP32 FP64 UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64".split()
+    [
+        "BOOL",
+        "BYTES",
+        "FP16",
+        "BF16",
+        "FP32",
+        "FP64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+    ]
 )
 """Datatypes of the protocol."""
 

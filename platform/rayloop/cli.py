@@ -1,0 +1,168 @@
+"""The `rayloop` command: parse, call, print.
+
+rayloop up | down | status              a local Ray with the right environment
+rayloop submit JOB PRESET [...]         run a job on it
+rayloop models                          versions, aliases, gates
+rayloop deploy MODEL[@alias|:version]   serve a version until Ctrl-C
+rayloop promote | rollback [MODEL]      challenger -> champion, or previous -> champion
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rayloop import cluster, logs
+from rayloop.clock import SYSTEM_CLOCK
+from rayloop.config import RegistryConfig
+from rayloop.errors import RayloopError, RequestError
+from rayloop.presets import load_preset
+from rayloop.registry.store import Registry, open_registry
+from rayloop.storage import Storage, home
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command; ends the process as a job does: 0, 1 or 2, and no traceback for users."""
+    logs.configure()
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(args)
+    if rest and chosen.command != "submit":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        result = _COMMANDS[chosen.command](chosen, rest)
+    except RayloopError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    if result is not None:
+        _show(result, as_json=chosen.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rayloop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in ("up", "down", "status", "models"):
+        commands.add_parser(name)
+    submit = commands.add_parser("submit", help="run jobs/JOB.py PRESET on the running Ray")
+    submit.add_argument("job")
+    submit.add_argument("preset")
+    deploy = commands.add_parser("deploy", help="serve one version until Ctrl-C")
+    deploy.add_argument("model", help="MODEL, MODEL@alias or MODEL:version")
+    for name in ("promote", "rollback"):
+        commands.add_parser(name).add_argument("model", nargs="?", default=RegistryConfig().model)
+    for sub in commands.choices.values():
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    return parser
+
+
+def _registry() -> Registry:
+    return open_registry(Storage(home()), RegistryConfig(), SYSTEM_CLOCK)
+
+
+def _models(_: argparse.Namespace, __: list[str]) -> list[dict[str, Any]]:
+    registry = _registry()
+    return [asdict(version) for name in registry.models() for version in registry.versions(name)]
+
+
+def _promote(chosen: argparse.Namespace, _: list[str]) -> list[dict[str, Any]]:
+    return [{"model": chosen.model, "champion": _registry().promote(chosen.model)}]
+
+
+def _rollback(chosen: argparse.Namespace, _: list[str]) -> list[dict[str, Any]]:
+    return [{"model": chosen.model, "champion": _registry().rollback(chosen.model)}]
+
+
+def _deploy(chosen: argparse.Namespace, _: list[str]) -> None:
+    from rayloop import haproxy  # noqa: PLC0415  only this command serves
+
+    model, reference = split_reference(chosen.model)
+    config = replace(load_preset("laptop"))
+    with haproxy.ingress(config.serve.haproxy) as extra, cluster.connect(config.cluster, extra):
+        import signal  # noqa: PLC0415
+
+        from rayloop.serve.run import serving  # noqa: PLC0415  imports Ray, after connect
+
+        with serving(config.serve, config.registry, home(), model, reference) as url:
+            print(f"{url} serves {chosen.model}; Ctrl-C stops it.", flush=True)
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """`m@alias`, `m:3` or `m` as the model's name and what the registry resolves."""
+    for mark in "@:":
+        name, found, rest = text.partition(mark)
+        if found:
+            return name, mark + rest
+    return text, "@champion"
+
+
+def _up(_: argparse.Namespace, __: list[str]) -> None:
+    cluster.set_environment()
+    _ray("start", "--head", "--disable-usage-stats", f"--num-cpus={_offered()}")
+
+
+def _offered() -> int:
+    return cluster.offered_cpus(load_preset("laptop").cluster)
+
+
+def _down(_: argparse.Namespace, __: list[str]) -> None:
+    _ray("stop")
+
+
+def _status(_: argparse.Namespace, __: list[str]) -> None:
+    _ray("status")
+
+
+def _submit(chosen: argparse.Namespace, rest: list[str]) -> None:
+    script = Path("jobs") / f"{chosen.job}.py"
+    if not script.is_file():
+        known = ", ".join(sorted(path.stem for path in Path("jobs").glob("*.py")))
+        raise RequestError(
+            f"There is no {script}; the jobs here are {known or 'none'}. "
+            "Run it from the repository's root."
+        )
+    environment = json.dumps({"py_modules": ["platform/rayloop"]})
+    _ray(
+        "job", "submit", "--working-dir", ".", "--runtime-env-json", environment, "--",
+        "python", str(script), chosen.preset, *rest,
+    )  # fmt: skip
+
+
+def _ray(*words: str) -> None:
+    """Call Ray's own command beside this interpreter and end as it ends."""
+    command = Path(sys.executable).with_name("ray")
+    raise SystemExit(subprocess.run([str(command), *words], check=False).returncode)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows))
+        return
+    if not rows:
+        print("no models yet; make one with: python jobs/pipeline.py laptop")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+_COMMANDS = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "models": _models,
+    "promote": _promote,
+    "rollback": _rollback,
+    "deploy": _deploy,
+    "submit": _submit,
+}
