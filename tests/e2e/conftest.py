@@ -1,0 +1,64 @@
+"""Jobs as a user runs them: a subprocess from the repository's root, in a home of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> dict[str, Any]:
+        return json.loads(self.stdout.strip().splitlines()[-1])
+
+
+def environment(home: Path) -> dict[str, str]:
+    dropped = ("RAY_AUTH_MODE", "RAY_ADDRESS", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return {**kept, "RAYLOOP_HOME": str(home)}
+
+
+def run_job(home: Path, *words: str, timeout_s: float = 540) -> Done:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A pipeline run of the smoke preset: its home, its report and what it printed."""
+
+    home: Path
+    report: Path
+    done: Done
+
+
+@pytest.fixture(scope="session")
+def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
+    home = tmp_path_factory.mktemp("home")
+    report = home / "report.html"
+    words = ["--serve.http_port", "0", "--pipeline.report", str(report), "--run-id", "turn"]
+    done = run_job(home, "jobs/pipeline.py", "smoke", *words)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return Turn(home, report, done)
