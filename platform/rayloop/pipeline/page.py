@@ -157,3 +157,8 @@ def picture(drawn: Picture, alt: str, kind: str = "") -> str:
 def image(png: bytes, alt: str, kind: str = "") -> str:
     """A photograph, the same in both looks."""
     return f'<img class="{escape(kind)}" src="{data_uri(png)}" alt="{escape(alt)}">'
+
+
+def text(plain: str) -> str:
+    """Plain text as HTML."""
+    return escape(plain)

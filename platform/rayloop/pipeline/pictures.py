@@ -5,21 +5,21 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-import numpy as np  # noqa: E402  the backend must be chosen first
-import numpy.typing as npt  # noqa: E402
-from cycler import cycler  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import numpy.typing as npt
+from cycler import cycler
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from PIL import Image
 
-from rayloop.quantize.result import MethodRow  # noqa: E402
+from rayloop.quantize.result import MethodRow
 
 Images = npt.NDArray[np.uint8]
 
@@ -257,6 +257,7 @@ def _look(name: str) -> Iterator[None]:
         "axes.spines.right": False,
         "axes.grid": True,
         "axes.axisbelow": True,
+        "axes.edgecolor": line,
         "grid.color": line,
         "grid.alpha": 0.45,
         "legend.frameon": False,
@@ -264,8 +265,7 @@ def _look(name: str) -> Iterator[None]:
     }
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     texts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-    with matplotlib.rc_context(
-        settings | dict.fromkeys(grounds, ground) | dict.fromkeys(texts, text)
-        | {"axes.edgecolor": line}
-    ):  # fmt: skip
+    settings |= dict.fromkeys(grounds, ground) | dict.fromkeys(texts, text)
+    with matplotlib.rc_context():
+        plt.rcParams.update(cast(Any, settings))
         yield
