@@ -24,11 +24,13 @@ class RowContract:
         class_names: Labels that are allowed, in index order.
         resize: Resize and centre-crop images to `shape` before the check; else a wrong size is
             refused.
+        convert: Bring images to the colour mode of `shape`; else one of another mode is refused.
     """
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     resize: bool = False
+    convert: bool = False
 
     def label_index(self, label: Any) -> int | None:
         """The class index of a label given by index or by name; None when it is unknown."""
@@ -36,9 +38,10 @@ class RowContract:
             label = label.decode(errors="replace")
         if isinstance(label, str):
             return self.class_names.index(label) if label in self.class_names else None
-        if label is None or label != label or int(label) != label:
+        if not isinstance(label, (int, float, np.number)) or not np.isfinite(label):
             return None
-        return int(label) if 0 <= int(label) < len(self.class_names) else None
+        index = int(label)
+        return index if index == label and 0 <= index < len(self.class_names) else None
 
 
 class RowRefused(ValueError):
@@ -64,13 +67,21 @@ def decode(content: bytes) -> Image.Image:
 
 
 def as_pixels(image: Image.Image, contract: RowContract) -> Pixels:
-    """An image in the contract's colour mode, and size where the contract resizes."""
+    """An image in the contract's colour mode, and size where the contract resizes.
+
+    Raises:
+        RowRefused: A colour mode that the contract does not convert, or one of more than 8 bits,
+            which would be clipped.
+    """
     height, width, channels = contract.shape
     mode = "L" if channels == 1 else "RGB"
+    accepted = {mode, "P", "1", "RGBA", "LA"}
+    if contract.resize or contract.convert:
+        accepted |= {"L", "RGB", "CMYK", "YCbCr"}
+    if image.mode not in accepted:
+        raise RowRefused(f"wrong mode: {image.mode}, wanted {mode}")
     if contract.resize:
         image = _resize_and_crop(image.convert(mode), height, width)
-    elif image.mode != mode and image.mode not in ("P", "1", "RGBA", "LA"):
-        raise RowRefused(f"wrong mode: {image.mode}, wanted {mode}")
     pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
 

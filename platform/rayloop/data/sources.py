@@ -231,10 +231,19 @@ def _parquet(config: DataConfig) -> RawSource:
 
 
 def _labels_that_occur(rows: ray.data.Dataset) -> tuple[str, ...]:
-    found = [label for label in rows.unique("label") if label is not None and label == label]
+    found = [
+        label
+        for label in rows.unique("label")
+        if isinstance(label, (str, bytes)) or (label is not None and np.isfinite(label))
+    ]
     if all(isinstance(label, (int, float)) for label in found):
         return tuple(str(index) for index in range(int(max(found, default=-1)) + 1))
-    return tuple(sorted(str(label) for label in found))
+    return tuple(
+        sorted(
+            label.decode(errors="replace") if isinstance(label, bytes) else str(label)
+            for label in found
+        )
+    )
 
 
 def _parquet_rows(batch: pa.Table) -> pa.Table:
@@ -262,7 +271,10 @@ def _content_of(value: Any) -> bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     buffer = io.BytesIO()
-    np.save(buffer, np.asarray(value), allow_pickle=False)
+    try:
+        np.save(buffer, np.asarray(value), allow_pickle=False)
+    except ValueError:  # rows of unequal length, or a missing number: no image
+        return None
     return buffer.getvalue()
 
 
@@ -273,7 +285,7 @@ def read_content(content: bytes | None) -> Any:
         RowRefused: It is neither.
     """
     if not content:
-        raise RowRefused("undecodable: no image")
+        raise RowRefused("undecodable: empty, or not an array of numbers")
     if not content.startswith(b"\x93NUMPY"):
         return decode(content)
     try:
@@ -299,7 +311,10 @@ def _contract_of_first(
         height, width = (side, side) if side else (int(shape[0]), int(shape[1]))
         channels = config.channels or (1 if grey else 3)
         return RowContract(
-            shape=(height, width, channels), class_names=class_names, resize=bool(side)
+            shape=(height, width, channels),
+            class_names=class_names,
+            resize=bool(side),
+            convert=bool(config.channels),
         )
     raise DataMissing(f"data.path={config.path} has no image that can be decoded.")
 
