@@ -21,7 +21,7 @@ p { margin:4px 0 14px; color:var(--soft); max-width:76ch; }
 section { background:var(--card); border:1px solid var(--line); border-radius:14px;
   padding:20px 22px; margin-top:18px; }
 header p { font-size:1.05rem; }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(185px,1fr)); gap:12px;
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(225px,1fr)); gap:12px;
   margin-top:18px; }
 .tile { background:var(--card); border:1px solid var(--line); border-radius:14px;
   padding:14px 16px; border-top:4px solid var(--line); }
@@ -60,8 +60,10 @@ th:first-child,td:first-child { text-align:left; } tr.chosen td { font-weight:60
 details { margin-top:14px; } summary { cursor:pointer; color:var(--accent); }
 @media (max-width:640px) { main { padding:18px 12px 40px; } section { padding:16px 14px; }
   h1 { font-size:1.5rem; } .tiles { grid-template-columns:1fr 1fr; gap:8px; }
-  .tile { padding:10px 12px; } .tile b { font-size:1.4rem; } .curves img { max-width:none;
-  width:820px; } .facts td:first-child { white-space:normal; width:32%; padding-right:10px; }
+  .tile { padding:10px 12px; } .tile b { font-size:1.4rem; }
+  .curves img, .dense img { max-width:none; width:820px; }
+  .dense img { width:540px; } .grid { width:720px; }
+  .facts td:first-child { white-space:normal; width:32%; padding-right:10px; }
   .flow li { flex-basis:38%; } .flow li::after { display:none; }
   .mistakes { grid-template-columns:repeat(3,1fr); gap:10px; } }
 """

@@ -26,12 +26,12 @@ Images = npt.NDArray[np.uint8]
 MAX_WRITTEN_CLASSES = 20
 """Confusion matrices of more classes carry no numbers and no names: they would not be readable."""
 
-GOOD = "#17936b"
+FRONT = "#8a93a6"
 HISTOGRAM_BINS = 48
 INK = {"light": ("#ffffff", "#2a3040", "#c9cfda"), "dark": ("#1a1f2b", "#d5dae5", "#414a5e")}
 """Ground, text and line colour of each look; the grounds are those of the page's cards."""
 
-COLORS = ("#3b7dd8", "#e0823d", "#2ba37b", "#a06be0", "#d8548a", "#8a93a6")
+COLORS = ("#3b7dd8", "#e0823d", "#2ba37b", "#a06be0", "#d8548a")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[
     written = len(class_names) <= MAX_WRITTEN_CLASSES
 
     def draw() -> bytes:
-        side = min(3.2 + 0.56 * len(class_names), 9.0)
-        figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+        side = min(2.4 + 0.4 * len(class_names), 7.6)
+        figure, axis = plt.subplots(figsize=(side + 0.3, side), layout="constrained")
         axis.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1.15)
         axis.set_xlabel("predicted class")
         axis.set_ylabel("true class")
@@ -97,6 +97,7 @@ def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[
             axis.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
             axis.set_yticks(range(len(class_names)), class_names)
         axis.tick_params(length=0)
+        axis.grid(visible=False)
         return _png(figure)
 
     return in_both_looks(draw)
@@ -133,11 +134,12 @@ def pareto_picture(rows: Sequence[MethodRow]) -> Picture:
     def draw() -> bytes:
         figure, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
         line = np.array([place[name] for name in front])
-        axis.plot(line[:, 0], line[:, 1], "--", color=GOOD, lw=1.4, label="Pareto front")
-        axis.plot(line[:, 0], line[:, 1], "o", ms=16, mfc="none", mec=GOOD, mew=1.8)
+        axis.plot(line[:, 0], line[:, 1], "--", color=FRONT, lw=1.4, label="Pareto front")
+        axis.plot(line[:, 0], line[:, 1], "o", ms=16, mfc="none", mec=FRONT, mew=1.8)
         for color, (name, spot) in zip(_cycle(), place.items(), strict=False):
             axis.plot(*spot, "o", ms=8, color=color)
-            axis.annotate(name, spot, (0, 13), textcoords="offset points", ha="center")
+            away = 13 if name in front else -20
+            axis.annotate(name, spot, (0, away), textcoords="offset points", ha="center")
         axis.margins(x=0.25, y=0.3)
         axis.set_xlabel("median latency of one row, ms")
         axis.set_ylabel("test accuracy, %")
@@ -159,9 +161,9 @@ def histogram_picture(latencies_ms: Sequence[float], marks_ms: Mapping[str, floa
     low, high = values.min() * 0.95, values.max() * 1.05
 
     def draw() -> bytes:
-        figure, axis = plt.subplots(figsize=(6.6, 3.8), layout="constrained")
+        figure, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
         axis.hist(values, bins=list(np.geomspace(low, high, HISTOGRAM_BINS)), color=COLORS[0])
-        for color, (name, mark_ms) in zip((GOOD, COLORS[1]), marks_ms.items(), strict=False):
+        for color, (name, mark_ms) in zip((COLORS[2], COLORS[1]), marks_ms.items(), strict=False):
             axis.axvline(mark_ms, color=color, lw=1.8, label=f"{name} {mark_ms:.3g} ms")
         axis.set_xscale("log")
         _plain_numbers(axis.xaxis)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rayloop.data.versions import DatasetVersion
+from rayloop.data.versions import SPLITS, DatasetVersion
 from rayloop.pipeline import page, sections
 from rayloop.pipeline.pictures import grid_png, in_both_looks
 from rayloop.pipeline.sections import percent, size
@@ -178,10 +178,14 @@ def _samples(evidence: Evidence) -> str:
         "What the network saw",
         f"Training images, and below them {versions} augmented versions of each.",
         "<h3>Originals</h3>",
-        page.image(grid_png(evidence.originals[None]), "original training images", "grid"),
+        _grid(evidence.originals[None], "original training images"),
         "<h3>Augmented</h3>",
-        page.image(grid_png(evidence.augmented), "augmented training images", "grid"),
+        _grid(evidence.augmented, "augmented training images"),
     )
+
+
+def _grid(rows: Images, alt: str) -> str:
+    return f'<div class="wide">{page.image(grid_png(rows), alt, "grid")}</div>'
 
 
 def _curves(train: TrainResult) -> str:
@@ -197,7 +201,7 @@ def _curves(train: TrainResult) -> str:
 
 
 def _data(dataset: DatasetVersion) -> str:
-    splits = list(dataset.splits)
+    splits = [name for name in SPLITS if name in dataset.splits]
     rows = [
         (name, *(f"{dataset.class_counts.get(split, {}).get(name, 0):,}" for split in splits))
         for name in dataset.class_names

@@ -36,7 +36,7 @@ def confusion(quantized: QuantizeResult) -> str:
         "Which classes are confused",
         f"Answers of the INT8 model to all {quantized.test_rows:,} test rows: counts, shaded by "
         "their share of the true class. The hardest class is on top of the table.",
-        f'<div class="pair"><div>{page.picture(drawn, "confusion matrix")}</div>'
+        f'<div class="pair"><div>{page.picture(drawn, "confusion matrix", "dense")}</div>'
         f"<div><h3>Accuracy by class</h3>{classes}</div></div>",
     )
 
@@ -130,17 +130,28 @@ def served(served: dict[str, Any] | None) -> str:
     intro = (
         f"{served['served_requests']:,} real requests with one image each, as the client saw them."
     )
-    return page.section("served", "Serving", intro, page.picture(drawn, "latency histogram"))
+    picture = page.picture(drawn, "latency histogram")
+    body = f'<div class="pair"><div>{picture}</div><div>{_served_facts(served)}</div></div>'
+    return page.section("served", "Serving", intro, body)
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A share (0..1) as text, e.g. `93.42 %`."""
-    return f"{100 * share:.{digits}f} %"
+    """A share (0..1) as text, e.g. `93.42 %`, that does not break."""
+    return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def size(size_bytes: int) -> str:
     """Bytes as text, e.g. `1.25 MB`."""
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _served_facts(served: dict[str, Any]) -> str:
+    pairs = [
+        (name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        for name, value in served.items()
+        if isinstance(value, int | float)
+    ]
+    return page.facts(pairs)
 
 
 def _points(share: float, fp32: MethodRow, name: str) -> str:
