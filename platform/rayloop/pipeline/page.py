@@ -62,7 +62,7 @@ details { margin-top:14px; } summary { cursor:pointer; color:var(--accent); }
   h1 { font-size:1.5rem; } .tiles { grid-template-columns:1fr 1fr; gap:8px; }
   .tile { padding:10px 12px; } .tile b { font-size:1.4rem; }
   .curves img, .dense img { max-width:none; width:820px; }
-  .dense img { width:540px; } .grid { width:720px; }
+  .dense img { width:540px; } .wide .grid { max-width:none; width:720px; }
   .facts td:first-child { white-space:normal; width:32%; padding-right:10px; }
   .flow li { flex-basis:38%; } .flow li::after { display:none; }
   .mistakes { grid-template-columns:repeat(3,1fr); gap:10px; } }

@@ -105,10 +105,11 @@ def _headline(evidence: Evidence) -> str:
     height, width, channels = train.shape
     release = evidence.release
     name = f"{release.model} version {release.version}" if release else "not registered"
-    title, lead = page.text(f"{train.model_name} on {train.dataset_name}"), page.text(
+    title = page.text(f"{train.model_name} on {train.dataset_name}")
+    lead = page.text(
         f"{train.num_parameters:,} parameters, {height}×{width}×{channels} images, "
         f"{len(train.class_names)} classes; {name}; {quantized.created_at}"
-    )  # fmt: skip
+    )
     tiles = "".join(_model_tiles(train, quantized) + _served_tiles(evidence.served))
     return f'<h1>{title}</h1><p>{lead}</p><div class="tiles" id="verdict">{tiles}</div>'
 
