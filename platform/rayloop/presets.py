@@ -33,7 +33,8 @@ def smoke() -> Config:
             augment=AugmentConfig(flip=False, translate_px=1),
         ),
         quantize=QuantizeConfig(max_accuracy_drop=0.01, min_agreement=0.98, seconds_per_point=0.05),
-        registry=RegistryConfig(min_margin_over_linear=0.0),
+        # A net trained for seconds on 1,200 digits need not beat a linear model.
+        registry=RegistryConfig(min_margin_over_linear=-0.02),
         pipeline=PipelineConfig(traffic_requests=300, traffic_connections=8),
     )
 
