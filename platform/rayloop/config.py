@@ -208,7 +208,7 @@ class TrainConfig:
     """Run the network through torch.compile; pays on GPUs."""
 
     seed: int = 0
-    """Decides initial weights, sample order and augmentation."""
+    """Decides initial weights, sample order and augmentation; from 0 to 2^32 - 1."""
 
     checkpoint_every_epochs: float = 1.0
     """Epochs, or fractions of one, between two checkpoints."""
@@ -232,6 +232,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _in_range("train", self, 0.001, 100_000, "epochs", "checkpoint_every_epochs")
         _in_range("train", self, 0.0, 1000, "floor_epochs")
+        _in_range("train", self, 0, 2**32 - 1, "seed")
         _in_range("train", self, 1, 1_000_000, "global_batch_size", "eval_batch_size")
         _in_range("train", self, 0, 1_000_000, "micro_batch_size")
         _in_range("train", self, 1, 10_000, "num_workers", "cpus_per_worker", "keep_checkpoints")
