@@ -27,7 +27,7 @@ from rayloop.data.versions import Split
 from rayloop.errors import Diverged
 from rayloop.models.classifier import ImageClassifier
 from rayloop.train.account import Ledger
-from rayloop.train.evaluate import Metrics, evaluate
+from rayloop.train.evaluate import evaluate
 from rayloop.train.optim import build_optimizer, learning_rate_at
 from rayloop.train.step import Stepper, choose_precision
 
@@ -108,7 +108,7 @@ def run_loop(
     num_steps = order.num_steps(config.epochs)
     outcome = Outcome(model, [], Ledger(clock), precision, num_steps)
     step = _restore(stepper, model, outcome, state) if state else 0
-    sums, rows_in_sums = _Sums(device), 0
+    sums = _Sums(device)
     ledger = outcome.ledger
     batches = iter(feed.batches(step, num_steps))
     while step < num_steps:
@@ -119,8 +119,7 @@ def run_loop(
             images, labels = _prepare(batch, order, config, worker)
             torch.manual_seed(_step_seed(config.seed, step, worker.rank))
             result = stepper(images, labels, rate)
-            sums.add(result.loss_sum, result.num_correct)
-            rows_in_sums += len(labels)
+            sums.add(result.loss_sum, result.num_correct, len(labels))
             if device.type == "cpu":
                 _refuse_nan(float(result.loss_sum), step)
         step += 1
@@ -130,21 +129,8 @@ def run_loop(
             hooks.on_step(step)
         if ends_epoch:
             with ledger.spending("evaluate"):
-                loss_sum, num_correct = sums.take()
-                _refuse_nan(loss_sum, step)
-                metrics = evaluate(
-                    model,
-                    val,
-                    model.num_classes,
-                    config.eval_batch_size,
-                    device,
-                    worker.rank,
-                    worker.world_size,
-                )
-                record = _record(
-                    step, order, rate, loss_sum, num_correct, rows_in_sums, metrics, ledger
-                )
-            rows_in_sums = 0
+                record = _close_epoch(step, order, rate, sums, model, val, config, worker)
+                record["data_wait_share"] = ledger.data_wait_share
             outcome.history.append(record)
             if is_first:
                 hooks.on_record(record)
@@ -155,24 +141,27 @@ def run_loop(
 
 
 class _Sums:
-    """Loss and hits of an epoch, kept on the device until someone asks."""
+    """Loss, hits and rows of an epoch, kept on the device until someone asks."""
 
     def __init__(self, device: torch.device) -> None:
         self._values = torch.zeros(2, dtype=torch.float64, device=device)
+        self._count = 0
 
-    def add(self, loss_sum: torch.Tensor, num_correct: torch.Tensor) -> None:
+    def add(self, loss_sum: torch.Tensor, num_correct: torch.Tensor, count: int) -> None:
         self._values += torch.stack([loss_sum.double(), num_correct.double()])
+        self._count += count
 
-    def take(self) -> tuple[float, float]:
+    def take(self) -> tuple[float, float, int]:
         loss_sum, num_correct = self._values.tolist()
+        count, self._count = self._count, 0
         self._values.zero_()
-        return loss_sum, num_correct
+        return loss_sum, num_correct, count
 
 
 def _wrap(model: ImageClassifier, config: TrainConfig, worker: Worker) -> nn.Module:
     network: nn.Module = model
     if config.compile:
-        model.network = torch.compile(model.network)  # type: ignore[assignment]
+        model.network.compile()  # in place: the names of the weights stay as they are
     if worker.world_size > 1:
         ids = [worker.device.index] if worker.device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
@@ -215,26 +204,36 @@ def _is_checkpoint_step(step: int, order: SampleOrder, config: TrainConfig) -> b
     return int(done // rows_between) != int((done - order.global_batch_size) // rows_between)
 
 
-def _record(
+def _close_epoch(
     step: int,
     order: SampleOrder,
     rate: float,
-    loss_sum: float,
-    num_correct: float,
-    count: int,
-    val: Metrics,
-    ledger: Ledger,
+    sums: _Sums,
+    model: ImageClassifier,
+    val: Split,
+    config: TrainConfig,
+    worker: Worker,
 ) -> Record:
-    """One line of the history; the training figures are those of this rank's rows."""
+    """Validate, and give one line of the history; its training figures are this rank's rows'."""
+    loss_sum, num_correct, count = sums.take()
+    _refuse_nan(loss_sum, step)
+    metrics = evaluate(
+        model,
+        val,
+        model.num_classes,
+        config.eval_batch_size,
+        worker.device,
+        worker.rank,
+        worker.world_size,
+    )
     return {
         "step": step,
         "epoch": round(step * order.global_batch_size / order.num_rows, 3),
         "train_loss": loss_sum / count,
         "train_accuracy": num_correct / count,
-        "val_loss": val.loss,
-        "val_accuracy": val.accuracy,
+        "val_loss": metrics.loss,
+        "val_accuracy": metrics.accuracy,
         "learning_rate": rate,
-        "data_wait_share": ledger.data_wait_share,
     }
 
 
