@@ -127,8 +127,9 @@ class Storage:
             self._fs.delete_dir(self._full(folder))
 
     def publish(self, staged: Path, folder: str) -> None:
-        """Make a local folder visible as `folder` in one step, replacing what was there.
+        """Make a local folder visible as `folder` in one step.
 
+        A folder that is there already is replaced, and is gone for the moment between two renames.
         Remotely the files are copied in name order with `manifest.json` last, which is the marker
         a reader looks for.
         """

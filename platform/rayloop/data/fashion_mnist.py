@@ -74,8 +74,11 @@ def find(downloads: Path) -> Path:
     for folder in (target, DEBIAN_FOLDER):
         if _is_complete(folder):
             return folder
-    for fetch in (_fetch_with_torchvision, _fetch_debian_package):
-        log.info("looking for Fashion-MNIST: %s", (fetch.__doc__ or "").splitlines()[0])
+    for fetch, where in (
+        (_fetch_with_torchvision, "torchvision's download"),
+        (_fetch_debian_package, f"Debian's package {DEBIAN_PACKAGE}, unpacked without root"),
+    ):
+        log.info("looking for Fashion-MNIST: %s", where)
         with _staging(downloads) as staged:
             found = fetch(staged)
             if found is not None and _is_complete(found):

@@ -1,7 +1,9 @@
 """Turn an application into a running server for as long as a context lasts."""
 
+import contextlib
 import logging
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -83,7 +85,9 @@ def running(app: Application, host: str, port: int) -> Iterator[str]:
         wait_until_ready(url, READY_TIMEOUT_S)
         yield url
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        # Ray prints that the controller ended its own shutdown; stdout belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def choose_port(config: ServeConfig) -> int:

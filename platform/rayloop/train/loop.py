@@ -136,6 +136,7 @@ def run_loop(
                 hooks.on_record(record)
         if is_first and (step == num_steps or _is_checkpoint_step(step, order, config)):
             with ledger.spending("checkpoint"):
+                _refuse_nan(sums.loss_sum(), step)  # a checkpoint never holds a diverged model
                 hooks.save(step, _state(stepper, model, outcome, step))
     return outcome
 
@@ -150,6 +151,9 @@ class _Sums:
     def add(self, loss_sum: torch.Tensor, num_correct: torch.Tensor, count: int) -> None:
         self._values += torch.stack([loss_sum.double(), num_correct.double()])
         self._count += count
+
+    def loss_sum(self) -> float:
+        return float(self._values[0])
 
     def take(self) -> tuple[float, float, int]:
         loss_sum, num_correct = self._values.tolist()
