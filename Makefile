@@ -21,7 +21,7 @@ setup: .venv/ready ## create .venv from the lock file
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	@{ ldconfig -p 2>/dev/null || true; } | grep -q 'libstdc++.so.6' || [ "$$(uname)" != Linux ] || { echo "make: the C++ runtime is missing; on Debian: apt-get install libstdc++6"; exit 1; }
 	@echo "setting up .venv (a few minutes and 7 GB the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
