@@ -491,5 +491,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def digest(config: Any) -> str:
     """SHA-256 over a config's values in key order: equal settings give equal digests."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return digest_of(to_dict(config))
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 over plain values as JSON with sorted keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

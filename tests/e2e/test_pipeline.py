@@ -149,10 +149,12 @@ def test_port_in_use_is_said(turn):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run_job(turn.home, "jobs/serve.py", "smoke", "--serve.http_port", str(port))
-    assert done.returncode == 2
-    assert f"serve.http_port={port}" in done.stderr
-    assert "Traceback" not in done.stderr
+        for job in ("jobs/serve.py", "jobs/pipeline.py"):
+            done = run_job(turn.home, job, "smoke", "--serve.http_port", str(port))
+            assert done.returncode == 2, done.stderr[-2000:]
+            assert f"serve.http_port={port}" in done.stderr
+            assert "Traceback" not in done.stderr
+            assert "prepare data" not in done.stderr
 
 
 def test_damaged_shard_is_refused(turn, tmp_path: Path):

@@ -24,7 +24,7 @@ from rayloop.quantize.result import QuantizeResult, quantize_folder
 from rayloop.quantize.run import quantize
 from rayloop.registry.register import Registered, register
 from rayloop.serve.client import TrafficReport, send_images
-from rayloop.serve.run import serving
+from rayloop.serve.run import choose_port, serving
 from rayloop.storage import Storage
 from rayloop.tracking import Tracker
 from rayloop.train.result import TrainResult
@@ -65,6 +65,8 @@ def run_pipeline(config: Config, storage: Storage, clock: Clock = SYSTEM_CLOCK) 
             differ from the offline ones are a `WorkError`; the report is written all the same.
     """
     config = replace(config, run_id=config.run_id or new_run_id(config, clock))
+    if config.pipeline.serve:
+        choose_port(config.serve)  # a port in use is said now, not after the training
     watch = Stopwatch(clock)
     with watch.stage("prepare data"):
         dataset = prepare(config.data, storage, clock).dataset

@@ -1,7 +1,5 @@
 """TrainConfig and a dataset version -> TorchTrainer -> TrainResult on disk and in the tracker."""
 
-import hashlib
-import json
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +13,7 @@ from ray.data import DataContext, ExecutionOptions
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.cluster import check_room
-from rayloop.config import Config, to_dict
+from rayloop.config import Config, digest_of, to_dict
 from rayloop.data.feed import choose_feed, stream_dataset
 from rayloop.data.order import SampleOrder
 from rayloop.data.versions import DatasetVersion, open_version, read_split
@@ -112,12 +110,6 @@ def run_digest(config: Config) -> str:
     """Digest of the sections that decide a run's outcome."""
     sections = {name: to_dict(getattr(config, name)) for name in SECTIONS_THAT_DECIDE}
     return digest_of(sections)
-
-
-def digest_of(sections: dict[str, Any]) -> str:
-    """SHA-256 over plain settings in key order."""
-    text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_useless(config: Config, dataset: DatasetVersion) -> None:
