@@ -14,7 +14,7 @@ from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.errors import RayloopError
 from rayloop.logs import stage_logger
 from rayloop.train.journal import Journal
-from rayloop.train.watchdog import Hang
+from rayloop.train.watchdog import Hang, suspects
 
 log = stage_logger("train")
 
@@ -64,6 +64,7 @@ class ProgressBoard:
         self._starts: list[int] = []
         self._hangs: list[Hang] = []
         self._hangs_before = 0
+        self._final_error: RayloopError | None = None
         self._journal = Journal() if journal is None else Journal.from_dict(journal)
         self._journal.open_session(clock.now() if began_at is None else began_at)
 
@@ -95,6 +96,19 @@ class ProgressBoard:
         """The newest report of each rank since the workers started last, by rank."""
         newest = {report.rank: report for report in self._hangs[self._hangs_before :]}
         return [newest[rank] for rank in sorted(newest)]
+
+    def suspects(self, world_size: int) -> list[int]:
+        """Which of the workers started last hold up the others, by what they reported."""
+        return suspects(self.hangs(), world_size)
+
+    def set_final_error(self, error: RayloopError) -> None:
+        """Keep an error that would come again at every restart; the first one stays."""
+        if self._final_error is None:
+            self._final_error = error
+
+    def final_error(self) -> RayloopError | None:
+        """The error that ends the run, if there is one."""
+        return self._final_error
 
     def journal(self) -> dict[str, Any]:
         """The run's journal up to now, as plain values; see `Journal.to_dict`."""
