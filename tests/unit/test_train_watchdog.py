@@ -1,11 +1,15 @@
 """A silent rank is reported with its stack, ended if need be, and told from those it holds up."""
 
+import contextlib
 import faulthandler
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,9 +146,31 @@ def test_a_silence_is_told_again_only_after_progress():
     ]
 
 
+def test_progress_while_the_stack_is_taken_is_no_silence(monkeypatch):
+    """Else the stack would show another place than the report."""
+    clock, hangs = HandClock(), list[Hang]()
+    watchdog = Watchdog(0, 0.02, hangs.append, None, clock)
+    taken: list[object] = []
+
+    def go_on(frame: object) -> list[str]:
+        taken.append(frame)
+        watchdog.mark(2, "step")
+        return []
+
+    monkeypatch.setattr(traceback, "format_stack", go_on)
+    with watchdog:
+        watchdog.mark(1, "step")
+        clock.at_s += 1
+        wait_until(lambda: len(taken) == 1)
+        clock.let_watchdog_look()
+    assert hangs == []
+
+
 def test_a_hang_before_the_first_mark_is_told_too():
     clock, hangs = HandClock(), list[Hang]()
     with Watchdog(0, 0.02, hangs.append, None, clock):
+        clock.let_watchdog_look()
+        assert hangs == []  # the time counts from the entry
         clock.at_s += 1
         wait_until(lambda: len(hangs) == 1)
     assert (hangs[0].step, hangs[0].phase) == (0, "data_wait")
@@ -167,6 +193,23 @@ def test_a_report_that_fails_is_logged_and_the_watch_goes_on(caplog):
     assert len(messages) == 2
     assert messages[1].startswith("rank 2 has been stuck in exchange at step 4")
     assert "nobody listens" in messages[1]
+
+
+def test_leaving_waits_for_a_report_under_way():
+    clock, told = HandClock(), list[Hang]()
+    begun, leaving = threading.Event(), threading.Event()
+
+    def report(hang: Hang) -> None:
+        begun.set()
+        assert leaving.wait(GENEROUS_S)
+        time.sleep(0.05)  # time in which leaving would overtake it
+        told.append(hang)
+
+    with Watchdog(0, 0.02, report, None, clock):
+        clock.at_s += 1
+        assert begun.wait(GENEROUS_S)
+        leaving.set()
+    assert len(told) == 1
 
 
 def test_zero_turns_it_off(tmp_path, arms):
@@ -291,17 +334,20 @@ def test_a_stuck_process_ends_and_leaves_its_stacks(tmp_path, how):
         assert done.stdout.endswith("without_the_lock\n")
 
 
-GLOO_PROCESS = """
-import pickle, sys, time
+GLOO_PROCESSES = """
+import os, pickle, sys, time
 from pathlib import Path
 import torch
+import torch._dynamo  # DDP loads it, which takes seconds: once for both ranks
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from rayloop.train.watchdog import Watchdog
 
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+folder = Path(sys.argv[1])
 torch.set_num_threads(1)
+child = os.fork()
+rank = 0 if child else 1
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 plain = DistributedDataParallel(nn.Linear(4, 4))
 normed = DistributedDataParallel(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
@@ -345,26 +391,25 @@ with Watchdog(rank, 0.2, tell, None) as watchdog:
         exchange()
         enter(step, "exchange")
         dist.barrier()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 LATE_RANKS = [1, 1, 1, 1, 1, 0]
 
 
 @pytest.fixture
-def two_ranks(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+def two_ranks(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "loop_of_a_rank.py"
-    script.write_text(GLOO_PROCESS)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path, str(rank)],
-            env={"PYTHONPATH": str(PLATFORM), "GLOO_SOCKET_IFNAME": "lo"},
-            stderr=subprocess.PIPE, text=True,
+    script.write_text(GLOO_PROCESSES)
+    env = {"PYTHONPATH": str(PLATFORM), "GLOO_SOCKET_IFNAME": "lo", "OPENBLAS_NUM_THREADS": "1"}
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, script, tmp_path], env=env, stderr=stderr, start_new_session=True
         )
-        for rank in range(2)
-    ]  # fmt: skip
-    yield processes
-    for process in processes:
-        process.kill()
-        process.communicate()
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_the_late_rank_is_told_from_the_one_that_waits_for_it(tmp_path, two_ranks):
@@ -372,8 +417,7 @@ def test_the_late_rank_is_told_from_the_one_that_waits_for_it(tmp_path, two_rank
         hangs: list[Hang] = []
 
         def is_told(step: int = step, late: int = late, hangs: list[Hang] = hangs) -> bool:
-            ended = [process for process in two_ranks if process.poll() is not None]
-            assert not ended, ended[0].communicate()[1]
+            assert two_ranks.poll() is None, (tmp_path / "stderr").read_text()
             paths = [tmp_path / f"hang-{step}-{rank}" for rank in range(2)]
             hangs[:] = [pickle.loads(path.read_bytes()) for path in paths if path.exists()]
             return len(hangs) == 2 and suspects(hangs, 2) == [late]
@@ -382,8 +426,7 @@ def test_the_late_rank_is_told_from_the_one_that_waits_for_it(tmp_path, two_rank
         assert "in sleep" in hangs[late].stack
         assert hangs[late].phase == ("prepare" if step == 0 else "step")
         (tmp_path / f"go-{step}").touch()
-    for process in two_ranks:
-        assert process.wait(GENEROUS_S) == 0
+    assert two_ranks.wait(GENEROUS_S) == 0, (tmp_path / "stderr").read_text()
 
 
 def hang(rank: int, step: int = 5, phase: str = "step", stack: str = AT_WORK) -> Hang:
