@@ -9,6 +9,7 @@ RayloopError
 └── WorkError               the work itself failed: exit code 1
     ├── DataRefused         too many rows break the row contract
     ├── Diverged            the training loss is no longer a number
+    ├── StorageFull         a disk or a quota has no room for what must be written
     └── GateRefused         evidence does not pass a gate
 
 Messages finish the sentence: what is wrong with its value, where it came from, what to do.
@@ -53,7 +54,13 @@ class DataRefused(WorkError):
 
 
 class Diverged(WorkError):
-    """The training loss became NaN or infinite."""
+    """The training loss became NaN or infinite; `step` says where."""
+
+    step = -1
+
+
+class StorageFull(WorkError):
+    """A disk or a quota has no room for what must be written; what was there before is whole."""
 
 
 class GateRefused(WorkError):

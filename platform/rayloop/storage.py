@@ -1,20 +1,27 @@
 """Atomic put, get and list of files over one root: a local folder or an `s3://` prefix.
 
-Readers never see half a write. On a local folder a file is written beside its place, synced
-and renamed; a whole folder is staged beside its place and renamed. On an object store a put is
-atomic by itself, and a folder counts as visible once its marker file, always written last, exists.
+Readers never see half a write, nor does a power cut leave one. On a local folder a file or a whole
+folder is written beside its place, synced and renamed. On an object store a put is atomic by
+itself, and a folder counts as visible once its marker file, always written last, exists.
 """
 
+import ctypes
+import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
-from rayloop.errors import Corrupt, DataMissing
+from rayloop.errors import Corrupt, DataMissing, StorageFull
+
+COPY_CHUNK_BYTES = 1 << 22
 
 
 def home() -> str:
@@ -81,22 +88,24 @@ class Storage:
             raise DataMissing(f"There is no file {self.path(path)}.") from None
 
     def write(self, path: str, content: bytes) -> None:
-        """Put a file in one step: readers see the old content or the new, never a part."""
+        """Put a file in one step: readers see the old content or the new, never a part.
+
+        Raises:
+            StorageFull: The local disk has no room; the old content is still there.
+        """
         if not self.is_local:
             with self._fs.open_output_stream(self._full(path)) as stream:
                 stream.write(content)
             return
         target = Path(self._full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
+        with _full_is_told(target, len(content)), _hidden_beside(target) as staged:
             with staged.open("wb") as stream:
-                stream.write(content)
+                if stream.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, "short write")
                 stream.flush()
                 os.fsync(stream.fileno())
             staged.replace(target)
-        finally:
-            staged.unlink(missing_ok=True)
+            _sync(target.parent)
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A file that holds one JSON object.
@@ -126,32 +135,148 @@ class Storage:
         if self.exists(folder):
             self._fs.delete_dir(self._full(folder))
 
-    def publish(self, staged: Path, folder: str) -> None:
-        """Make a local folder visible as `folder` in one step.
+    @contextmanager
+    def staging(self, folder: str, num_bytes: int = 0) -> Iterator[Path]:
+        """Lend an empty local folder that becomes `folder` in one step when the block ends well.
 
-        A folder that is there already is replaced, and is gone for the moment between two renames.
+        It lies beside its place, so that gigabytes are written once; all of it is on the disk
+        before it gets its name. A folder that is there already is replaced, on Linux without a
+        moment in which there is none. When the block raises, nothing has changed.
         Remotely the files are copied in name order with `manifest.json` last, which is the marker
         a reader looks for.
+
+        Args:
+            folder: Where it will be, relative to the root.
+            num_bytes: About how much will be written, for the message when that is too much.
+
+        Raises:
+            StorageFull: The local disk has no room; what was there before is still there.
         """
         if self.is_local:
             target = Path(self._full(folder))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            shutil.copytree(staged, hidden)
-            if target.exists():
-                retired = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
-                target.rename(retired)
-                hidden.rename(target)
-                shutil.rmtree(retired)
-            else:
-                hidden.rename(target)
+            with _full_is_told(target, num_bytes), _hidden_beside(target) as hidden:
+                hidden.mkdir()
+                yield hidden
+                _sync_tree(hidden)
+                _put_in_place(hidden, target)
             return
+        with tempfile.TemporaryDirectory(prefix="rayloop-staged-") as name:
+            with _full_is_told(Path(name), num_bytes):
+                yield Path(name)
+            self._upload(Path(name), folder)
+
+    def publish(self, staged: Path, folder: str) -> None:
+        """Make a copy of a local folder visible as `folder` in one step, as `staging` does.
+
+        Raises:
+            StorageFull: The local disk has no room; what was there before is still there.
+        """
+        if not self.is_local:
+            self._upload(staged, folder)
+            return
+        paths = sorted(staged.rglob("*"))
+        num_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+        with self.staging(folder, num_bytes) as hidden:
+            for path in paths:
+                copy = hidden / path.relative_to(staged)
+                if path.is_dir():
+                    copy.mkdir()
+                else:
+                    shutil.copyfile(path, copy)
+
+    def _upload(self, staged: Path, folder: str) -> None:
         files = sorted(
             (path for path in staged.rglob("*") if path.is_file()),
             key=lambda path: (path.name == "manifest.json", str(path)),
         )
         for path in files:
-            self.write(f"{folder}/{path.relative_to(staged).as_posix()}", path.read_bytes())
+            target = self._full(f"{folder}/{path.relative_to(staged).as_posix()}")
+            with path.open("rb") as source, self._fs.open_output_stream(target) as stream:
+                shutil.copyfileobj(source, stream, COPY_CHUNK_BYTES)
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
+
+
+@contextmanager
+def _full_is_told(target: Path, num_bytes: int) -> Iterator[None]:
+    """Turn "no space left" into a StorageFull that says where and how much is needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        there = next(folder for folder in target.parents if folder.is_dir())
+        disk = next(folder for folder in (there, *there.parents) if folder.is_mount())
+        space = os.statvfs(there)
+        free_bytes = space.f_bavail * space.f_frsize
+        need = f"It needs {num_bytes:,} bytes; the" if num_bytes else "The"
+        is_other = 0 < num_bytes <= free_bytes
+        other = " (so a quota or its inodes are used up)" if is_other else ""
+        raise StorageFull(
+            f"Writing {target} failed: {error.strerror}. {need} filesystem at {disk} has "
+            f"{free_bytes:,} bytes free{other}. Nothing that was there before has changed. Free "
+            "some space there, or set RAYLOOP_HOME to a folder on a larger disk, and run the same "
+            "command again."
+        ) from error
+
+
+@contextmanager
+def _hidden_beside(target: Path) -> Iterator[Path]:
+    """A free hidden name in the target's folder; what still has it at the end is removed."""
+    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        _make_folder(target.parent)
+        yield hidden
+    finally:
+        if hidden.is_dir():
+            shutil.rmtree(hidden)
+        else:
+            hidden.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network filesystems cannot sync a folder and need not.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _put_in_place(hidden: Path, target: Path) -> None:
+    """Give the hidden folder its name; the one that had it, if any, becomes the hidden one."""
+    if not target.exists():
+        hidden.rename(target)
+    elif not _exchange(hidden, target):
+        retired = hidden.with_name(f"{hidden.name}.old")
+        target.rename(retired)
+        hidden.rename(target)
+        retired.rename(hidden)
+    _sync(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system or filesystem cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)

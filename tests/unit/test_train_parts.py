@@ -1,7 +1,6 @@
-"""The parts of training: checkpoints, rate, one step, evaluation, accounts, the run's record."""
+"""The parts of training: rate, one step, evaluation, accounts, the run's record."""
 
 import contextlib
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,13 @@ from rayloop.models.classifier import ImageClassifier
 from rayloop.models.zoo import build_classifier
 from rayloop.storage import Storage
 from rayloop.train.account import Ledger, flops_per_image
-from rayloop.train.checkpoint import (
-    checkpoint_digest,
-    load_checkpoint,
-    newest_good,
-    save_checkpoint,
-)
+from rayloop.train.checkpoint import checkpoint_digest, save_checkpoint
 from rayloop.train.evaluate import evaluate
 from rayloop.train.optim import build_optimizer, learning_rate_at
 from rayloop.train.result import TrainResult, load_model, load_result, save_result
 from rayloop.train.step import Stepper, choose_precision
 
 CPU = torch.device("cpu")
-FOLDER = "runs/r/checkpoints"
 
 
 @pytest.fixture
@@ -50,86 +43,6 @@ def rows(count: int, classes: int = 3) -> Split:
     random = np.random.default_rng(3)
     images = random.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8)
     return Split(images, random.integers(0, classes, count), np.arange(count))
-
-
-# --- checkpoints
-
-
-def save(storage: Storage, step: int, keep: int = 10) -> str:
-    """A checkpoint whose state tells its step."""
-    state = {"step": step, "weight": torch.full((3,), float(step))}
-    return save_checkpoint(storage, "r", step, state, {"dataset": "d:1"}, keep)
-
-
-def test_a_checkpoint_comes_back_as_it_was(storage: Storage) -> None:
-    path = save(storage, 7)
-    assert path == f"{FOLDER}/step-00000007"
-    checkpoint = load_checkpoint(storage, path)
-    assert (checkpoint.path, checkpoint.step, checkpoint.state["step"]) == (path, 7, 7)
-    assert torch.equal(checkpoint.state["weight"], torch.full((3,), 7.0))
-    assert storage.read_json(f"{path}/manifest.json")["dataset"] == "d:1"
-
-
-def test_only_the_newest_are_kept(storage: Storage) -> None:
-    for step in (5, 10, 100, 15):
-        save(storage, step, keep=2)
-    assert storage.names(FOLDER) == ["step-00000015", "step-00000100"]
-
-
-def test_a_run_without_checkpoints_starts_from_nothing(storage: Storage) -> None:
-    assert newest_good(storage, "r") is None
-
-
-def damage(storage: Storage, step: int, how: str) -> None:
-    """Break one checkpoint."""
-    folder = Path(storage.path(f"{FOLDER}/step-{step:08d}"))
-    if how == "truncated":
-        os.truncate(folder / "state.pt", 100)
-    elif how == "without state":
-        (folder / "state.pt").unlink()
-    elif how == "without manifest":
-        (folder / "manifest.json").unlink()
-    else:
-        (folder / "manifest.json").write_text("{")
-
-
-DAMAGES = ["truncated", "without state", "without manifest", "half a manifest"]
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    storage: Storage, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(storage, 1)
-    save(storage, 2)
-    damage(storage, 2, how)
-    with caplog.at_level("WARNING", "rayloop.train"):
-        found = newest_good(storage, "r")
-    assert found is not None
-    assert found.step == 1
-    assert "Falling back" in caplog.text
-
-
-def test_when_no_checkpoint_is_whole_nothing_starts_over_silently(storage: Storage) -> None:
-    for step, how in enumerate(DAMAGES):
-        save(storage, step)
-        damage(storage, step, how)
-    with pytest.raises(Corrupt, match="None of the 4 checkpoints"):
-        newest_good(storage, "r")
-
-
-def test_the_digest_of_a_model_sees_every_parameter_and_buffer() -> None:
-    model, same, other = classifier("fastnet"), classifier("fastnet"), classifier("fastnet", seed=1)
-    assert checkpoint_digest(model) == checkpoint_digest(same)
-    assert checkpoint_digest(model) != checkpoint_digest(other)
-    same.scale[0] += 1e-6
-    assert checkpoint_digest(model) != checkpoint_digest(same)
-
-
-def test_the_digest_does_not_see_the_memory_order() -> None:
-    model, same = classifier("fastnet"), classifier("fastnet")
-    nhwc = same.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert checkpoint_digest(model) == checkpoint_digest(nhwc)
 
 
 # --- the learning rate and the optimizer
