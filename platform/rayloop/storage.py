@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def home() -> str:
     """
     root = os.environ.get("RAYLOOP_HOME", "") or ".rayloop"
     return root if "://" in root else str(Path(root).resolve())
+
+
+def refuse_short(stream: BufferedWriter, num_bytes: int) -> None:
+    """Raise "no space left" where a disk took fewer bytes than it was given and kept silent."""
+    size = os.fstat(stream.fileno()).st_size
+    if size != num_bytes:
+        raise OSError(errno.ENOSPC, f"only {size:,} of {num_bytes:,} bytes were written")
 
 
 class Storage:
@@ -100,10 +108,10 @@ class Storage:
         target = Path(self._full(path))
         with _full_is_told(target, len(content)), _hidden_beside(target) as staged:
             with staged.open("wb") as stream:
-                if stream.write(content) != len(content):
-                    raise OSError(errno.ENOSPC, "short write")
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+                refuse_short(stream, len(content))
             staged.replace(target)
             _sync(target.parent)
 

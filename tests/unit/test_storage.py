@@ -235,6 +235,16 @@ def test_a_full_disk_is_told_and_leaves_all_as_it_was(
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["x", "y"]
 
 
+def test_a_disk_that_loses_the_end_in_silence_is_noticed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write("f/y", b"old")
+    monkeypatch.setattr("os.fsync", lambda handle: os.ftruncate(handle, 2))
+    with pytest.raises(StorageFull, match="f/y failed: only 2 of 3 bytes were written"):
+        storage.write("f/y", b"new")
+    assert storage.read("f/y") == b"old"
+
+
 def test_other_errors_of_the_disk_stay_as_they_are(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rayloop.errors import Corrupt
+from rayloop.storage import refuse_short
 
 State = dict[str, Any]
 
@@ -94,9 +95,11 @@ class _DigestedFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
+        self._size = 0
         self._error: OSError | None = None
 
     def write(self, content: memoryview) -> int:
+        self._size += content.nbytes
         if self._error is None:
             try:
                 self._file.write(content)
@@ -110,9 +113,11 @@ class _DigestedFile:
 
     def close(self) -> str:
         """Give the digest of all that was written."""
-        self._file.close()
-        if self._error is not None:
-            raise self._error
+        with self._file as file:
+            if self._error is not None:
+                raise self._error
+            file.flush()
+            refuse_short(file, self._size)
         return self._digest.hexdigest()
 
 
