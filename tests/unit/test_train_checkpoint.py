@@ -201,6 +201,23 @@ def test_a_snapshot_shares_nothing_with_what_trains_on() -> None:
     assert not same(copied["model"], state["model"])
 
 
+def test_a_snapshot_uses_an_earlier_ones_memory_where_it_fits() -> None:
+    state, model, _ = full_state()
+    earlier = snapshot(state)
+    weight, sums = earlier["model"]["0.weight"], earlier["sums"]
+    for parameter in model.parameters():
+        parameter.data.add_(1)
+    state["sums"] = torch.ones(2)
+    state["history"] += [{"new": torch.ones(1)}]
+    state["random"] = tuple(state["random"])
+    fresh = snapshot(state)
+    later = snapshot(state, earlier)
+    assert same(later, fresh)
+    assert later["model"]["0.weight"] is weight
+    assert later["sums"] is not sums
+    assert same(snapshot({"model": 1, "random": []}, later), {"model": 1, "random": []})
+
+
 def test_the_digest_of_a_model_sees_every_parameter_and_buffer() -> None:
     model, alike, other = (classifier("fastnet", seed) for seed in (0, 0, 1))
     assert checkpoint_digest(model) == checkpoint_digest(alike)

@@ -227,7 +227,8 @@ class CheckpointWriter:
     leaving the context already.
 
     Args:
-        write: Gets a step and a state, writes them, and gives the path. Runs in the thread.
+        write: Gets a step and a state, writes them, and gives the path. Runs in the thread; the
+            state's memory is used again once it has returned.
         clock: Measures what `save` costs.
 
     Attributes:
@@ -242,6 +243,7 @@ class CheckpointWriter:
         self._write = write
         self._clock = clock
         self._pending: Future[str] | None = None
+        self._copied: State | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     def __enter__(self) -> Self:
@@ -267,7 +269,7 @@ class CheckpointWriter:
         started = self._clock.monotonic()
         try:
             self.flush()
-            copied = snapshot(state)
+            self._copied = copied = snapshot(state, self._copied)
         finally:
             blocked_s = self._clock.monotonic() - started
             self.blocked_s += blocked_s
