@@ -95,23 +95,51 @@ def offered_cpus(config: ClusterConfig) -> int:
     return (config.num_cpus or machine_cores()) + SPARE_CPUS
 
 
-def check_room(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
+def check_room(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> int:
     """Refuse at once what the connected cluster cannot schedule; Ray would wait for ever.
+
+    Args:
+        num_workers: Workers wanted.
+        cpus_per_worker: CPUs of each; 0 divides those there are.
+        use_gpu: Each worker also needs one GPU.
+
+    Returns:
+        CPUs of each worker.
 
     Raises:
         DoesNotFit: The sums, per node, and what to change.
     """
+    cpus = cpus_per_worker or divide_cpus(cpus_of_nodes(), num_workers)
+    nodes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _live_nodes()]
+    refuse_unless_fits(nodes, num_workers, cpus, use_gpu)
+    return cpus
+
+
+def cpus_of_nodes() -> list[float]:
+    """CPUs of each live node of the connected cluster."""
+    return [node.get("CPU", 0.0) for node in _live_nodes()]
+
+
+def _live_nodes() -> list[dict[str, Any]]:
     import ray  # noqa: PLC0415
 
-    nodes: list[dict[str, Any]] = [
-        node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]
-    ]
-    refuse_unless_fits(
-        [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes],
-        num_workers,
-        cpus_per_worker,
-        use_gpu,
-    )
+    return [node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]]
+
+
+def divide_cpus(cpus_of_nodes: list[float], num_workers: int) -> int:
+    """Most CPUs each worker can have so that all fit on the nodes, with one to spare; at least 1.
+
+    Args:
+        cpus_of_nodes: CPUs of each node.
+        num_workers: Workers that share them.
+    """
+    each = 1
+    while (
+        sum(int(cpus // (each + 1)) for cpus in cpus_of_nodes) >= num_workers
+        and (each + 1) * num_workers + 1 <= sum(cpus_of_nodes)
+    ):  # fmt: skip
+        each += 1
+    return each
 
 
 def refuse_unless_fits(

@@ -16,6 +16,7 @@ from rayloop.errors import ConfigError
 Source = Literal["fashion-mnist", "digits", "cifar10", "image-folder", "parquet"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Feed = Literal["auto", "resident", "stream"]
+RateRule = Literal["constant", "linear", "sqrt"]
 
 
 def _check(holds: bool, message: str) -> None:
@@ -165,13 +166,27 @@ class TrainConfig:
 
     micro_batch_size: int = 0
     """Samples a worker puts through the network at once; gradients accumulate until its part of
-    the global batch is done. 0 means the whole part."""
+    the global batch is done. 0 means the whole part, halved for as long as memory is too small."""
+
+    norm_group_rows: int = 64
+    """Rows that share the statistics of a batch norm in training (ghost batch norm). A worker's
+    part must be a multiple of it, so that training does not depend on the number of workers. 0 is
+    plain batch norm, whose groups are whatever a worker puts through the network at once."""
+
+    worker_invariant: bool = True
+    """Change no bit of the training when the number of workers changes: each group of
+    `norm_group_rows` goes through the network by itself, and gradients are added up in float64.
+    Costs nothing measurable on CPUs; large batches on GPUs are faster without it."""
 
     num_workers: int = 2
     """Data-parallel workers."""
 
-    cpus_per_worker: int = 1
-    """CPU cores, and threads, of one worker."""
+    min_workers: int = 0
+    """Fewest workers with which the run goes on when nodes are lost; it grows back to `num_workers`
+    when they return. The global batch stays the same. 0 means never fewer than `num_workers`."""
+
+    cpus_per_worker: int = 0
+    """CPU cores, and threads, of one worker; 0 divides the cores there are among the workers."""
 
     use_gpu: bool = False
     """Give each worker one GPU and talk over NCCL; else CPU and gloo."""
@@ -180,7 +195,14 @@ class TrainConfig:
     """`adamw`, or `sgd` with Nesterov momentum 0.9."""
 
     learning_rate: float = 0.01
-    """Peak learning rate."""
+    """Peak learning rate, for batches of `reference_batch_size` where a rule scales it."""
+
+    learning_rate_rule: RateRule = "constant"
+    """How the rate follows the global batch size: not at all, `linear` (Goyal et al. 2017, for SGD)
+    or with the square root (Malladi et al. 2022, for AdamW)."""
+
+    reference_batch_size: int = 256
+    """Global batch size for which `learning_rate` was chosen."""
 
     weight_decay: float = 0.02
     """Decoupled decay of weight matrices and filters; biases and norms are exempt."""
@@ -197,6 +219,10 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """Share (0..1) of the target spread evenly over the classes."""
 
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which then is the model that is
+    validated and kept; 0 turns it off."""
+
     precision: Precision = "auto"
     """Arithmetic of the forward pass; `auto` is bf16 where the device computes it natively, else
     fp32 (bf16 without hardware support was measured 13 times slower)."""
@@ -210,8 +236,12 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, sample order and augmentation; from 0 to 2^32 - 1."""
 
-    checkpoint_every_epochs: float = 1.0
-    """Epochs, or fractions of one, between two checkpoints."""
+    checkpoint_every_epochs: float = 0.0
+    """Epochs, or fractions of one, between two checkpoints; 0 writes one as often as
+    `checkpoint_cost_share` allows."""
+
+    checkpoint_cost_share: float = 0.005
+    """Share (0..1) of the training time that checkpoints may cost where their interval is free."""
 
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
@@ -220,7 +250,15 @@ class TrainConfig:
     """Samples a worker evaluates at once."""
 
     max_failures: int = 3
-    """Worker failures the run survives by restarting from the last good checkpoint."""
+    """Worker failures the run survives by restarting from the last good checkpoint; nodes that are
+    taken away with notice do not count."""
+
+    step_timeout_s: float = 600.0
+    """Longest time a worker may spend in one part of a step before it counts as hung: its stack is
+    kept, and the workers that hold up the others are restarted. 0 turns the watchdog off."""
+
+    test_flip: bool = False
+    """Also test with each image and its mirror image averaged; reported apart."""
 
     floor_epochs: float = 2.0
     """Epochs, but at least 1000 steps, for the linear model that every gate compares with; 0 leaves
@@ -230,12 +268,17 @@ class TrainConfig:
     """Random changes to training images."""
 
     def __post_init__(self) -> None:
-        _in_range("train", self, 0.001, 100_000, "epochs", "checkpoint_every_epochs")
+        _in_range("train", self, 0.001, 100_000, "epochs")
+        _in_range("train", self, 0.0, 100_000, "checkpoint_every_epochs", "step_timeout_s")
         _in_range("train", self, 0.0, 1000, "floor_epochs")
         _in_range("train", self, 0, 2**32 - 1, "seed")
         _in_range("train", self, 1, 1_000_000, "global_batch_size", "eval_batch_size")
-        _in_range("train", self, 0, 1_000_000, "micro_batch_size")
-        _in_range("train", self, 1, 10_000, "num_workers", "cpus_per_worker", "keep_checkpoints")
+        _in_range("train", self, 1, 1_000_000, "reference_batch_size")
+        _in_range("train", self, 0, 1_000_000, "micro_batch_size", "norm_group_rows")
+        _in_range("train", self, 1, 10_000, "num_workers", "keep_checkpoints")
+        _in_range("train", self, 0, 10_000, "min_workers", "cpus_per_worker")
+        _in_range("train", self, 1e-6, 0.5, "checkpoint_cost_share")
+        _in_range("train", self, 0.0, 0.999999, "ema_decay")
         _in_range("train", self, 0.0, 1.0, "warmup_share", "final_rate_share")
         _in_range("train", self, 0.0, 0.99, "label_smoothing")
         _in_range("train", self, 0.0, 1e6, "weight_decay", "clip_norm", "max_failures")
@@ -253,6 +296,21 @@ class TrainConfig:
             self.micro_batch_size == 0 or self.batch_size_per_worker % self.micro_batch_size == 0,
             f"train.micro_batch_size={self.micro_batch_size} does not divide the "
             f"{self.batch_size_per_worker} samples a worker has in a step.",
+        )
+        _check(
+            not self.worker_invariant or self.norm_group_rows > 0,
+            "train.worker_invariant=True needs train.norm_group_rows above 0; plain batch norm "
+            "depends on the number of workers. Add --train.no-worker-invariant.",
+        )
+        _check(
+            not self.worker_invariant or self.micro_batch_size == 0,
+            f"train.micro_batch_size={self.micro_batch_size} has no effect with "
+            "train.worker_invariant=True, which takes norm_group_rows at once. Add "
+            "--train.no-worker-invariant, or set --train.norm_group_rows.",
+        )
+        _check(
+            self.min_workers <= self.num_workers,
+            f"train.min_workers={self.min_workers} is above train.num_workers={self.num_workers}.",
         )
 
     @property

@@ -29,6 +29,7 @@ def smoke() -> Config:
         train=TrainConfig(
             epochs=12,
             global_batch_size=64,
+            norm_group_rows=32,
             learning_rate=0.01,
             augment=AugmentConfig(flip=False, translate_px=1),
         ),
@@ -56,6 +57,7 @@ def gpu() -> Config:
             use_gpu=True,
             precision="bf16",
             compile=True,
+            worker_invariant=False,
             augment=AugmentConfig(erase_share=0.25),
         ),
     )

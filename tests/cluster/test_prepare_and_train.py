@@ -170,12 +170,14 @@ def test_parquet_with_numbers_refuses_ragged_rows_and_nan(storage: Storage, tmp_
 
 def run_config(run_id: str, feed: Any = "resident", **changes: Any) -> Config:
     """A short run over the digits."""
-    settings = {"epochs": 4, "global_batch_size": 64, "floor_epochs": 0.0, **changes}
+    settings = {"epochs": 4, "global_batch_size": 64, "norm_group_rows": 32, "floor_epochs": 0.0}
     return Config(
         run_id=run_id,
         data=DataConfig(source="digits", val_share=0.15, feed=feed, steps_per_block=8),
         model=ModelConfig(widths=(8, 16)),
-        train=TrainConfig(augment=AugmentConfig(flip=False, translate_px=1), **settings),
+        train=TrainConfig(
+            augment=AugmentConfig(flip=False, translate_px=1), **{**settings, **changes}
+        ),
     )
 
 

@@ -1,6 +1,10 @@
 """Unit tests start no Ray: a call of `ray.init` here is a mistake."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small nets; threads would wait for each other
 
 
 @pytest.fixture(autouse=True)

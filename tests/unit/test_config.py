@@ -77,7 +77,7 @@ def test_what_is_out_of_range_is_refused(
 def test_the_edges_of_ranges_are_allowed() -> None:
     DataConfig(val_share=0.0, test_share=0.9, max_bad_share=1.0, rows_per_shard=1)
     TrainConfig(epochs=0.001, num_workers=1, global_batch_size=1, warmup_share=1.0, seed=2**32 - 1)
-    TrainConfig(global_batch_size=64, num_workers=2, micro_batch_size=16)
+    TrainConfig(global_batch_size=64, num_workers=2, micro_batch_size=16, worker_invariant=False)
     Config(run_id="a-b_c.1")
 
 

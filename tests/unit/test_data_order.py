@@ -78,9 +78,28 @@ def test_number_of_steps(epochs: float, steps: int) -> None:
     assert SampleOrder(100, 10, 0).num_steps(epochs) == steps
 
 
-def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    with pytest.raises(ValueError, match="global_batch_size=10 over 3 workers"):
-        SampleOrder(100, 10, 0).stripe(0, 0, 3)
+@given(
+    units=st.integers(1, 12), unit=st.integers(1, 9), extra=st.integers(0, 8), share=st.floats(0, 1)
+)
+def test_stripes_cover_a_step_in_whole_units(
+    units: int, unit: int, extra: int, share: float
+) -> None:
+    size = units * unit + extra % unit
+    world_size = 1 + round(share * (units - 1))
+    order = SampleOrder(1000, size, 0, unit)
+    stripes = [order.stripe(0, rank, world_size) for rank in range(world_size)]
+    assert [row for stripe in stripes for row in range(stripe.start, stripe.stop)] == list(
+        range(size)
+    )
+    assert all(stripe.start % unit == 0 for stripe in stripes)
+    lengths = [stripe.stop - stripe.start for stripe in stripes]
+    assert max(lengths) - min(lengths) < 2 * unit
+    assert order.largest_stripe(world_size) == max(lengths)
+
+
+def test_more_workers_than_units_are_refused() -> None:
+    with pytest.raises(ValueError, match="global_batch_size=10 in units of 4 rows is too little"):
+        SampleOrder(100, 10, 0, unit=4).stripe(0, 0, 3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -11,7 +11,7 @@ from rayloop.errors import Diverged, StorageFull
 from rayloop.train import progress
 from rayloop.train.journal import Journal
 from rayloop.train.progress import Follower, ProgressBoard
-from rayloop.train.watchdog import Hang
+from rayloop.train.watchdog import Hang, describe
 
 
 class HandClock:
@@ -158,7 +158,7 @@ def test_restarts_and_hangs_are_told_once_and_the_first_start_is_not(
     assert followed(board, caplog) == [
         "workers started again, going on at step 40",
         "workers started again, going on at step 50",
-        str(hang(1)),
+        describe(hang(1)),
     ]
 
 

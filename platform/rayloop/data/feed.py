@@ -47,7 +47,7 @@ class StreamFeed:
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's batches; the pipeline must have been made for just these steps."""
-        size = self._order.global_batch_size // self._world_size
+        size = self._order.largest_stripe(self._world_size)
         stream = self._iterator.iter_batches(
             batch_size=size, batch_format="numpy", prefetch_batches=self._prefetch_batches
         )
@@ -55,13 +55,14 @@ class StreamFeed:
         for columns in stream:
             rows, _ = self._order.rows(step)
             expected = rows[self._order.stripe(step, self._rank, self._world_size)]
-            if not np.array_equal(columns["row_id"], expected):
+            count = len(expected)
+            if not np.array_equal(columns["row_id"][:count], expected):
                 raise WorkError(
                     f"The stream gave rank {self._rank} other rows than step {step} of the order "
                     f"(steps {np.unique(columns['step'])}, ranks {np.unique(columns['rank'])}). "
                     "Train with --data.feed resident, and report this."
                 )
-            yield Batch(step, columns["image"], columns["label"])
+            yield Batch(step, columns["image"][:count], columns["label"][:count])
             step += 1
         if step != last_step:
             raise WorkError(f"The stream ended at step {step} of {last_step} on rank {self._rank}.")
@@ -119,16 +120,13 @@ class Gather:
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
     def __call__(self, pairs: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """Gather one block; every rank's rows of a step are `global_batch_size / world_size`."""
-        rows = np.concatenate(
-            [
-                self._order.rows(step)[0][self._order.stripe(step, rank, self._world_size)]
-                for step, rank in zip(
-                    pairs["step"].to_pylist(), pairs["rank"].to_pylist(), strict=True
-                )
-            ]
-        )
-        size = self._order.global_batch_size // self._world_size
+        """Gather one block; all ranks get equally many rows, shorter stripes with fillers."""
+        size = self._order.largest_stripe(self._world_size)
+        stripes = [
+            self._order.rows(step)[0][self._order.stripe(step, rank, self._world_size)]
+            for step, rank in zip(pairs["step"].to_pylist(), pairs["rank"].to_pylist(), strict=True)
+        ]
+        rows = np.concatenate([np.resize(stripe, size) for stripe in stripes])
         return {
             "step": np.repeat(pairs["step"].to_numpy(), size),
             "rank": np.repeat(pairs["rank"].to_numpy(), size),

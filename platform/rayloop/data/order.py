@@ -19,9 +19,11 @@ class SampleOrder:
         num_rows: Rows of the training split.
         global_batch_size: Rows in one step over all workers.
         seed: Decides the permutations.
+        unit: Rows that always stay on one rank: those that share the statistics of a norm.
     """
 
-    def __init__(self, num_rows: int, global_batch_size: int, seed: int) -> None:
+    def __init__(self, num_rows: int, global_batch_size: int, seed: int, unit: int = 1) -> None:
+        self.unit = max(1, unit)
         self.num_rows = num_rows
         self.global_batch_size = global_batch_size
         self.seed = seed
@@ -48,17 +50,27 @@ class SampleOrder:
         return rows, epochs
 
     def stripe(self, step: int, rank: int, world_size: int) -> slice:
-        """Where a rank's rows stand within those of a step: a contiguous part.
+        """Where a rank's rows stand within those of a step: a contiguous part of whole units.
+
+        The parts differ by at most one unit. A global batch that no number of workers divides is
+        thereby still taken whole, as when one of four nodes is lost.
 
         Raises:
-            ValueError: The global batch cannot be divided by the number of workers.
+            ValueError: There are more workers than units in the global batch.
         """
-        size, rest = divmod(self.global_batch_size, world_size)
-        if rest:
+        units = self.global_batch_size // self.unit
+        if units < world_size:
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} over {world_size} workers"
+                f"global_batch_size={self.global_batch_size} in units of {self.unit} rows is too "
+                f"little for {world_size} workers"
             )
-        return slice(rank * size, (rank + 1) * size)
+        cut = [units * at // world_size * self.unit for at in (rank, rank + 1)]
+        return slice(cut[0], self.global_batch_size if rank + 1 == world_size else cut[1])
+
+    def largest_stripe(self, world_size: int) -> int:
+        """Rows of the rank that has most of them."""
+        stripes = (self.stripe(0, rank, world_size) for rank in range(world_size))
+        return max(int(stripe.stop - stripe.start) for stripe in stripes)
 
     def _of_epoch(self, epoch: int) -> Rows:
         if epoch != self._epoch:

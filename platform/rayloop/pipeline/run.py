@@ -27,8 +27,9 @@ from rayloop.serve.client import TrafficReport, send_images
 from rayloop.serve.run import choose_port, serving
 from rayloop.storage import Storage
 from rayloop.tracking import Tracker
+from rayloop.train.claim import new_run_id
 from rayloop.train.result import TrainResult
-from rayloop.train.run import new_run_id, train
+from rayloop.train.run import train
 
 log = stage_logger("pipeline")
 

@@ -38,7 +38,11 @@ def linear_floor(
         epochs=max(config.floor_epochs, MIN_STEPS * batch_size / len(rows)),
         num_workers=1,
         global_batch_size=batch_size,
+        min_workers=0,
         micro_batch_size=0,
+        norm_group_rows=batch_size,
+        learning_rate_rule="constant",
+        ema_decay=0.0,
         optimizer="adamw",
         learning_rate=0.003,
         precision="fp32",
@@ -51,6 +55,11 @@ def linear_floor(
         config.seed,
     )  # fmt: skip
     order = SampleOrder(len(rows), settings.global_batch_size, config.seed)
-    outcome = run_loop(model, settings, order, ResidentFeed(rows, order, 0, 1), test)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a tiny net: several threads would mostly wait for each other
+    try:
+        outcome = run_loop(model, settings, order, ResidentFeed(rows, order, 0, 1), test)
+    finally:
+        torch.set_num_threads(threads)
     metrics = evaluate(outcome.model, test, classes, config.eval_batch_size, torch.device("cpu"))
     return metrics.accuracy

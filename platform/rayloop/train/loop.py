@@ -1,7 +1,8 @@
 """Batches -> a trained model: the loop every worker runs. It knows nothing of Ray.
 
     for each step of the order
-        wait for my part of its rows, augment it, update the model
+        wait for my part of its rows, augment it
+        forward and backward; tell the other workers; update
         at the end of an epoch: validate, record
         every so often: write a checkpoint
 
@@ -9,14 +10,14 @@ A run that starts with a checkpoint's state goes on at its step: sample order, a
 random numbers and the learning rate are functions of (seed, step), so they carry no state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.config import TrainConfig
@@ -24,12 +25,15 @@ from rayloop.data.batches import Batch, Feed
 from rayloop.data.order import SampleOrder
 from rayloop.data.transforms import augment, choose
 from rayloop.data.versions import Split
-from rayloop.errors import Diverged
 from rayloop.models.classifier import ImageClassifier
+from rayloop.models.norm import with_ghost_norms
 from rayloop.train.account import Ledger
+from rayloop.train.average import WeightAverage
+from rayloop.train.divergence import DivergenceWatch, Loss
 from rayloop.train.evaluate import evaluate
 from rayloop.train.optim import build_optimizer, learning_rate_at
 from rayloop.train.step import Stepper, choose_precision
+from rayloop.train.watchdog import Phase
 
 Record = dict[str, float]
 
@@ -45,7 +49,10 @@ class Worker:
 
 @dataclass
 class Outcome:
-    """What the loop leaves: the model, its history by epoch, and where the time went."""
+    """What the loop leaves: the model, its history by epoch, and where the time went.
+
+    `model` is the average of the weights where `ema_decay` asks for one.
+    """
 
     model: ImageClassifier
     history: list[Record]
@@ -57,16 +64,24 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:
-    """Where the loop's news go; each is called on rank 0 only.
+    """Where the loop's news go and who may ask for a checkpoint.
 
     Attributes:
-        on_record: Gets a record at the end of each epoch.
-        on_step: Gets the number of steps done, after each step.
-        save: Gets the step and the whole state at each checkpoint.
+        on_phase: Gets the step and what begins: `data_wait`, `prepare`, `step`, `exchange`,
+            `evaluate` or `checkpoint`; on every rank.
+        on_losses: Gets the global losses that have been read, in order; on every rank.
+        on_step: Gets the number of steps done and the ledger, after each step; on rank 0.
+        on_record: Gets a record at the end of each epoch; on rank 0.
+        is_checkpoint_due: Asked after each step whether to write one beyond those of the
+            configured interval; on rank 0.
+        save: Gets the step and the whole state at each checkpoint; on rank 0.
     """
 
+    on_phase: Callable[[int, Phase], None] = lambda *_: None
+    on_losses: Callable[[list[Loss]], None] = lambda _: None
+    on_step: Callable[[int, Ledger], None] = lambda *_: None
     on_record: Callable[[Record], None] = lambda _: None
-    on_step: Callable[[int], None] = lambda _: None
+    is_checkpoint_due: Callable[[], bool] = lambda: False
     save: Callable[[int, dict[str, Any]], None] = lambda *_: None
 
 
@@ -84,7 +99,7 @@ def run_loop(
     """Train from the given state, or from the start, to the last step.
 
     Args:
-        model: The classifier with its initial weights.
+        model: The classifier with its initial weights; changed in place.
         config: The train section.
         order: The run's sample order.
         feed: This rank's batches.
@@ -95,86 +110,136 @@ def run_loop(
         clock: For the accounts.
 
     Raises:
-        Diverged: The loss is no longer a number.
+        Diverged: The loss is no longer a number; on every worker at the same step.
     """
     worker, hooks = worker or Worker(), hooks or Hooks()
-    device, is_first = worker.device, worker.rank == 0
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
-    precision = choose_precision(config, device)
-    stepper = Stepper(
-        _wrap(model, config, worker), build_optimizer(model, config), config, precision, device
-    )
     num_steps = order.num_steps(config.epochs)
-    outcome = Outcome(model, [], Ledger(clock), precision, num_steps)
-    step = _restore(stepper, model, outcome, state) if state else 0
-    sums = _Sums(device)
-    ledger = outcome.ledger
+    compiles = config.compile or worker.device.type == "cuda"
+    run = _Run(model, config, worker, Ledger(clock, first_step_is_compile=compiles), num_steps)
+    watch = DivergenceWatch(order, worker.device, trust_norms=run.outcome.precision != "fp16")
+    outcome, stepper, is_first = run.outcome, run.stepper, worker.rank == 0
+    step = run.restore(state) if state else 0
+
+    @contextmanager
+    def during(phase: Phase, of_step: int) -> Iterator[None]:
+        hooks.on_phase(of_step, phase)
+        with outcome.ledger.spending(phase):
+            yield
+
     batches = iter(feed.batches(step, num_steps))
     while step < num_steps:
-        with ledger.spending("data_wait"):
+        with during("data_wait", step):
             batch = next(batches)
-        with ledger.spending("step"):
+        with during("step", step):
+            hooks.on_phase(step, "prepare")
             rate = learning_rate_at(step, num_steps, config)
             images, labels = _prepare(batch, order, config, worker)
-            torch.manual_seed(_step_seed(config.seed, step, worker.rank))
-            result = stepper(images, labels, rate)
-            sums.add(result.loss_sum, result.num_correct, len(labels))
-            if device.type == "cpu":
-                _refuse_nan(float(result.loss_sum), step)
+            hooks.on_phase(step, "step")
+            stepper.backward(images, labels, _seeds(config, order, step, worker))
+            hooks.on_phase(step, "exchange")
+            totals = stepper.exchange()
+            norm = stepper.update(rate)
+            run.average_weights(step)
+            run.epoch_sums += totals
+            hooks.on_losses(watch.add(step, totals[0], norm))
         step += 1
         outcome.steps_done_here += 1
-        ends_epoch = step == num_steps or order.epoch_of(step) != order.epoch_of(step - 1)
         if is_first:
-            hooks.on_step(step)
-        if ends_epoch:
-            with ledger.spending("evaluate"):
-                record = _close_epoch(step, order, rate, sums, model, val, config, worker)
-                record["data_wait_share"] = ledger.data_wait_share
-            outcome.history.append(record)
+            hooks.on_step(step, outcome.ledger)
+        if step == num_steps or order.epoch_of(step) != order.epoch_of(step - 1):
+            with during("evaluate", step - 1):
+                record = run.close_epoch(step, order, rate, val)
             if is_first:
                 hooks.on_record(record)
-        if is_first and (step == num_steps or _is_checkpoint_step(step, order, config)):
-            with ledger.spending("checkpoint"):
-                _refuse_nan(sums.loss_sum(), step)  # a checkpoint never holds a diverged model
-                hooks.save(step, _state(stepper, model, outcome, step))
+        if is_first and (_is_checkpoint_step(step, order, config) or hooks.is_checkpoint_due()):
+            with during("checkpoint", step - 1):
+                hooks.on_losses(watch.read())  # a checkpoint never holds a diverged model
+                hooks.save(step, run.state(step))
     return outcome
 
 
-class _Sums:
-    """Loss, hits and rows of an epoch, kept on the device until someone asks."""
+class _Run:
+    """All that changes while a run goes on, and how it becomes a checkpoint's state and back."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._values = torch.zeros(2, dtype=torch.float64, device=device)
-        self._count = 0
+    def __init__(
+        self,
+        model: ImageClassifier,
+        config: TrainConfig,
+        worker: Worker,
+        ledger: Ledger,
+        num_steps: int,
+    ) -> None:
+        self._config, self._worker = config, worker
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        with_ghost_norms(model, config.norm_group_rows)
+        self._model = model.to(worker.device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        self._average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        precision = choose_precision(config, worker.device)
+        if config.compile:
+            model.network.compile()  # in place: the names of the weights stay as they are
+        self.stepper = Stepper(
+            model, build_optimizer(model, config), config, precision, worker.device,
+            worker.world_size,
+        )  # fmt: skip
+        self.epoch_sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
+        """Loss, hits and rows since the epoch began, over all workers."""
+        kept = self._average.model if self._average else model
+        self.outcome = Outcome(kept, [], ledger, precision, num_steps)
 
-    def add(self, loss_sum: torch.Tensor, num_correct: torch.Tensor, count: int) -> None:
-        self._values += torch.stack([loss_sum.double(), num_correct.double()])
-        self._count += count
+    def average_weights(self, step: int) -> None:
+        """Take the newest weights into the average, if one is kept."""
+        if self._average:
+            self._average.update(step)
 
-    def loss_sum(self) -> float:
-        return float(self._values[0])
+    def close_epoch(self, step: int, order: SampleOrder, rate: float, val: Split) -> Record:
+        """Validate with all workers, and add one line to the history."""
+        loss_sum, num_correct, count = self.epoch_sums.tolist()
+        self.epoch_sums.zero_()
+        model, worker = self.outcome.model, self._worker
+        metrics = evaluate(
+            model, val, model.num_classes, self._config.eval_batch_size, worker.device,
+            worker.rank, worker.world_size,
+        )  # fmt: skip
+        record = {
+            "step": step,
+            "epoch": round(step * order.global_batch_size / order.num_rows, 3),
+            "train_loss": loss_sum / count,
+            "train_accuracy": num_correct / count,
+            "val_loss": metrics.loss,
+            "val_accuracy": metrics.accuracy,
+            "learning_rate": rate,
+            "data_wait_share": self.outcome.ledger.data_wait_share,
+        }
+        self.outcome.history.append(record)
+        return record
 
-    def take(self) -> tuple[float, float, int]:
-        loss_sum, num_correct = self._values.tolist()
-        count, self._count = self._count, 0
-        self._values.zero_()
-        return loss_sum, num_correct, count
+    def state(self, step: int) -> dict[str, Any]:
+        """Everything that decides the future; the best so far is a line of the history."""
+        return {
+            "step": step,
+            "model": self._model.state_dict(),
+            "average": self._average.model.state_dict() if self._average else None,
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "epoch_sums": self.epoch_sums,
+            "history": list(self.outcome.history),
+        }
 
-
-def _wrap(model: ImageClassifier, config: TrainConfig, worker: Worker) -> nn.Module:
-    network: nn.Module = model
-    if config.compile:
-        model.network.compile()  # in place: the names of the weights stay as they are
-    if worker.world_size > 1:
-        ids = [worker.device.index] if worker.device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
-    return network
+    def restore(self, state: dict[str, Any]) -> int:
+        """Go back to a state; gives the number of steps that were done then."""
+        self._model.load_state_dict(state["model"])
+        if self._average:
+            self._average.model.load_state_dict(state["average"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        self.epoch_sums.copy_(state["epoch_sums"])
+        self.outcome.history.extend(state["history"])
+        return int(state["step"])
 
 
 def _prepare(
     batch: Batch, order: SampleOrder, config: TrainConfig, worker: Worker
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Bring a batch's bytes to the device once, and augment them there."""
     rows, epochs = order.rows(batch.step)
     stripe = order.stripe(batch.step, worker.rank, worker.world_size)
@@ -189,71 +254,25 @@ def _writable(values: Any) -> Any:
     return values if values.flags.writeable else values.copy()
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Random numbers inside the network (dropout) are a function of the step and the rank too."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+def _seeds(
+    config: TrainConfig, order: SampleOrder, step: int, worker: Worker
+) -> Callable[[int], int]:
+    """Random numbers inside the network (dropout) are a function of the step and the place too."""
+    first = order.stripe(step, worker.rank, worker.world_size).start
 
+    def seed(place: int) -> int:
+        mixed = np.random.SeedSequence([config.seed, step, first + place])
+        return int(mixed.generate_state(1, np.uint64)[0] >> 1)
 
-def _refuse_nan(loss_sum: float, step: int) -> None:
-    if not np.isfinite(loss_sum):
-        raise Diverged(
-            f"The training loss became {loss_sum} at step {step}. The last good checkpoint is "
-            "kept. Lower --train.learning_rate, or use --train.precision fp32."
-        )
+    return seed
 
 
 def _is_checkpoint_step(step: int, order: SampleOrder, config: TrainConfig) -> bool:
+    """Whether the configured interval ends here; the last step always counts."""
+    if step == order.num_steps(config.epochs):
+        return True
+    if config.checkpoint_every_epochs == 0:
+        return False
     rows_between = config.checkpoint_every_epochs * order.num_rows
     done = step * order.global_batch_size
     return int(done // rows_between) != int((done - order.global_batch_size) // rows_between)
-
-
-def _close_epoch(
-    step: int,
-    order: SampleOrder,
-    rate: float,
-    sums: _Sums,
-    model: ImageClassifier,
-    val: Split,
-    config: TrainConfig,
-    worker: Worker,
-) -> Record:
-    """Validate, and give one line of the history; its training figures are this rank's rows'."""
-    loss_sum, num_correct, count = sums.take()
-    _refuse_nan(loss_sum, step)
-    metrics = evaluate(
-        model,
-        val,
-        model.num_classes,
-        config.eval_batch_size,
-        worker.device,
-        worker.rank,
-        worker.world_size,
-    )
-    return {
-        "step": step,
-        "epoch": round(step * order.global_batch_size / order.num_rows, 3),
-        "train_loss": loss_sum / count,
-        "train_accuracy": num_correct / count,
-        "val_loss": metrics.loss,
-        "val_accuracy": metrics.accuracy,
-        "learning_rate": rate,
-    }
-
-
-def _state(stepper: Stepper, model: nn.Module, outcome: Outcome, step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": stepper.optimizer.state_dict(),
-        "scaler": stepper.scaler.state_dict(),
-        "history": outcome.history,
-    }
-
-
-def _restore(stepper: Stepper, model: nn.Module, outcome: Outcome, state: dict[str, Any]) -> int:
-    model.load_state_dict(state["model"])
-    stepper.optimizer.load_state_dict(state["optimizer"])
-    stepper.scaler.load_state_dict(state["scaler"])
-    outcome.history.extend(state["history"])
-    return int(state["step"])

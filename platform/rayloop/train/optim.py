@@ -16,10 +16,17 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": exempt, "weight_decay": 0.0},
     ]
-    rate = config.learning_rate
+    rate = peak_learning_rate(config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
+
+
+def peak_learning_rate(config: TrainConfig) -> float:
+    """The highest rate of the run: the configured one, scaled to the batch size by its rule."""
+    growth = config.global_batch_size / config.reference_batch_size
+    factor = {"constant": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}
+    return config.learning_rate * factor[config.learning_rate_rule]
 
 
 def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
@@ -28,10 +35,11 @@ def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
     A function of the step alone: a resumed run needs no schedule state (cosine decay after
     Loshchilov and Hutter 2017, "SGDR").
     """
+    peak = peak_learning_rate(config)
     warmup_steps = round(config.warmup_share * num_steps)
     if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
+        return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     falling = (1 + math.cos(math.pi * min(1.0, progress))) / 2
     floor = config.final_rate_share
-    return config.learning_rate * (floor + (1 - floor) * falling)
+    return peak * (floor + (1 - floor) * falling)

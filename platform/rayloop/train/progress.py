@@ -14,7 +14,7 @@ from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.errors import RayloopError
 from rayloop.logs import stage_logger
 from rayloop.train.journal import Journal
-from rayloop.train.watchdog import Hang, suspects
+from rayloop.train.watchdog import Hang, describe, suspects
 
 log = stage_logger("train")
 
@@ -195,7 +195,7 @@ class Follower:
             log.warning("workers started again, going on at step %d", resumed_at_step)
         self._shown_starts = max(self._shown_starts, len(news.starts))
         for report in news.hangs[self._shown_hangs :]:
-            log.warning("%s", report)
+            log.warning("%s", describe(report))
         self._shown_hangs = len(news.hangs)
         for record in news.records:
             self._shown_step = int(record["step"])

@@ -36,18 +36,23 @@ class TrainResult:
             the last session of the run, all workers.
         data_wait_share: Share (0..1) of that time spent waiting for data, rank 0.
         mfu: Counted operations over what the device was measured to reach; None where undefined.
-        goodput: Share (0..1) of the session's wall time spent in training steps.
+        goodput: Share (0..1) of all sessions' wall time spent in training steps that counted.
         step_ms: Percentiles of the step time.
         seconds: Wall time of the last session.
         precision: Arithmetic of the forward pass.
         feed: `resident` or `stream`.
-        num_workers: Data-parallel workers.
+        num_workers: Data-parallel workers at the end.
         resumed_at_step: Step at which the last session started.
         history: One record an epoch.
-        ledger_s: Seconds by cause, rank 0.
+        ledger_s: Seconds by cause over all sessions; they add up to the wall time.
         config: All settings.
-        config_digest: Digest of the data, model and train sections.
+        config_digest: Digest of the settings that decide what is trained.
         mlflow_run_id: The run in the tracking database.
+        test_accuracy_flip: Test accuracy with each image and its mirror image averaged; None where
+            it was not asked for.
+        mfu_datasheet: Counted operations over the datasheet's peak; None where there is none.
+        interruptions: Starts of the workers after the first, over all sessions.
+        lost_steps: Steps that were done again after an interruption.
     """
 
     run_id: str
@@ -81,6 +86,10 @@ class TrainResult:
     config: dict[str, Any] = field(default_factory=dict)
     config_digest: str = ""
     mlflow_run_id: str = ""
+    test_accuracy_flip: float | None = None
+    mfu_datasheet: float | None = None
+    interruptions: int = 0
+    lost_steps: int = 0
 
     def last_line(self) -> dict[str, Any]:
         """What the train job prints: everything but the long parts."""
@@ -142,5 +151,6 @@ def load_model(storage: Storage, result: TrainResult) -> ImageClassifier:
         result.pixel_std,
         seed=0,
     )
-    model.load_state_dict(load_checkpoint(storage, result.checkpoint).state["model"])
+    state = load_checkpoint(storage, result.checkpoint).state
+    model.load_state_dict(state.get("average") or state["model"])
     return model.eval()

@@ -1,7 +1,7 @@
 """TrainConfig and a dataset version -> TorchTrainer -> TrainResult on disk and in the tracker."""
 
+import math
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,27 +12,34 @@ import ray.train.torch
 from ray.data import DataContext, ExecutionOptions
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
-from rayloop.cluster import check_room
-from rayloop.config import Config, digest_of, to_dict
+from rayloop.cluster import check_room, cpus_of_nodes, divide_cpus
+from rayloop.config import Config, to_dict
 from rayloop.data.feed import choose_feed, stream_dataset
-from rayloop.data.order import SampleOrder
 from rayloop.data.versions import DatasetVersion, open_version, read_split
 from rayloop.errors import ConfigError, RayloopError, RequestError, WorkError
 from rayloop.logs import stage_logger
-from rayloop.models.classifier import count_parameters, summary
+from rayloop.models.classifier import ImageClassifier, count_parameters, summary
+from rayloop.models.norm import has_batch_norm
 from rayloop.models.zoo import build_classifier
 from rayloop.storage import Storage
 from rayloop.tracking import Tracker
-from rayloop.train.checkpoint import checkpoints_folder, newest_good
-from rayloop.train.curves import draw_curves
+from rayloop.train.checkpoint import checkpoint_paths, newest_good
+from rayloop.train.claim import claim_run, new_run_id, run_digest
+from rayloop.train.curves import draw_curves, draw_ledger, ledger_lines
 from rayloop.train.floor import linear_floor
+from rayloop.train.journal import Journal
 from rayloop.train.progress import Follower, ProgressBoard
 from rayloop.train.result import TrainResult, load_result, save_result
 from rayloop.train.worker import WorkerTask, manifest_about, train_worker
 
 log = stage_logger("train")
 
-SECTIONS_THAT_DECIDE = ("data", "model", "train")
+RESIZE_INTERVAL_S = 30.0
+"""Seconds between two looks whether an elastic run may have more workers."""
+PATIENCE = 3
+"""Collectives give up after so many step timeouts, long after the watchdog has acted."""
+NO_TIMEOUT_S = 7 * 24 * 3600
+"""The patience of collectives where the watchdog is off."""
 
 
 def train(
@@ -53,15 +60,14 @@ def train(
     """
     started = clock.monotonic()
     dataset = open_version(storage, config.data.dataset_name, config.data.version)
-    check_room(config.train.num_workers, config.train.cpus_per_worker, config.train.use_gpu)
-    config = replace(config, run_id=config.run_id or new_run_id(config, clock))
-    _refuse_useless(config, dataset)
+    config = _fill_in(config, clock)
     model = build_classifier(
         config.model, dataset.shape, len(dataset.class_names), dataset.pixel_mean,
         dataset.pixel_std, config.train.seed,
     )  # fmt: skip
+    _refuse_useless(config, dataset, model)
     log.info("%s", summary(model, config.model.name))
-    _claim_run(config, dataset, storage)
+    claim_run(config, dataset, storage)
     done = _finished(config, storage)
     if done is not None:
         log.info("run %s is finished already; nothing was trained", config.run_id)
@@ -69,7 +75,7 @@ def train(
     mlflow_run_id = tracker.start_run(
         config.run_id, params=to_dict(config), tags={"dataset_digest": dataset.digest}
     )
-    fit_seconds, outcome = _fit(config, storage, dataset, tracker, mlflow_run_id, clock)
+    outcome = _fit(config, storage, dataset, tracker, mlflow_run_id, clock)
     train_rows, test_rows = (read_split(storage, dataset, name) for name in ("train", "test"))
     floor = linear_floor(config.train, dataset, train_rows, test_rows)
     log.info("linear floor: %s", "left out" if floor is None else f"accuracy {floor:.4f}")
@@ -87,9 +93,7 @@ def train(
         pixel_std=dataset.pixel_std,
         val_accuracy=outcome["history"][-1]["val_accuracy"],
         floor_accuracy=floor,
-        goodput=round(outcome["ledger_s"].get("step", 0.0) / fit_seconds, 4),
         feed=choose_feed(config.data, dataset),
-        num_workers=config.train.num_workers,
         seconds=round(clock.monotonic() - started, 3),
         config=to_dict(config),
         config_digest=run_digest(config),
@@ -100,58 +104,39 @@ def train(
     return result
 
 
-def new_run_id(config: Config, clock: Clock) -> str:
-    """A name nobody has: model, dataset, seconds and a little chance."""
-    stamp = f"{int(clock.now()):x}"
-    return f"{config.model.name}-{config.data.dataset_name}-{stamp}-{uuid.uuid4().hex[:4]}"
-
-
-def run_digest(config: Config) -> str:
-    """Digest of the sections that decide a run's outcome."""
-    sections = {name: to_dict(getattr(config, name)) for name in SECTIONS_THAT_DECIDE}
-    return digest_of(sections)
-
-
-def _refuse_useless(config: Config, dataset: DatasetVersion) -> None:
-    rows = dataset.splits["train"]
-    if rows < config.train.global_batch_size:
+def _refuse_useless(config: Config, dataset: DatasetVersion, model: ImageClassifier) -> None:
+    rows, train = dataset.splits["train"], config.train
+    if rows < train.global_batch_size:
         raise RequestError(
-            f"train.global_batch_size={config.train.global_batch_size} is more than the {rows} "
+            f"train.global_batch_size={train.global_batch_size} is more than the {rows} "
             f"training rows of {dataset.name}:{dataset.version}; lower it."
         )
-
-
-def _claim_run(config: Config, dataset: DatasetVersion, storage: Storage) -> None:
-    """Write the run's settings, or refuse a run id that belongs to other settings or data."""
-    path = f"runs/{config.run_id}/config.json"
-    mine = {**to_dict(config), "dataset_digest": dataset.digest}
-    if not storage.exists(path):
-        storage.write_json(path, mine)
-        return
-    theirs = storage.read_json(path)
-    names = (*SECTIONS_THAT_DECIDE, "dataset_digest")
-    differences = [
-        line for name in names for line in _differences(name, theirs.get(name), mine[name])
-    ]
-    if differences:
+    ghosts = has_batch_norm(model) and train.norm_group_rows > 0 and train.num_workers > 1
+    if ghosts and train.batch_size_per_worker % train.norm_group_rows:
         raise ConfigError(
-            f"Run {config.run_id!r} exists with other settings: {'; '.join(differences[:5])}. "
-            "Use the same settings to continue it, or another --run-id."
+            f"train.norm_group_rows={train.norm_group_rows} does not divide the "
+            f"{train.batch_size_per_worker} rows a worker has in a step, so training would depend "
+            "on the number of workers. Use a divisor, as in --train.norm_group_rows "
+            f"{math.gcd(train.norm_group_rows, train.batch_size_per_worker)}."
         )
-
-
-def _differences(name: str, theirs: Any, mine: Any) -> list[str]:
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        keys = sorted({*theirs, *mine})
-        return [
-            d for key in keys for d in _differences(f"{name}.{key}", theirs.get(key), mine.get(key))
-        ]
-    return [] if theirs == mine else [f"{name} was {theirs}, now {mine}"]
 
 
 def _finished(config: Config, storage: Storage) -> TrainResult | None:
     has_result = storage.exists(f"runs/{config.run_id}/result.json")
     return load_result(storage, config.run_id) if has_result else None
+
+
+def _fill_in(config: Config, clock: Clock) -> Config:
+    """The configuration with the run's name and the cores of each worker; refused if too large."""
+    train = config.train
+    cpus = check_room(train.min_workers or train.num_workers, train.cpus_per_worker, train.use_gpu)
+    if train.min_workers and not train.cpus_per_worker:
+        cpus = divide_cpus(cpus_of_nodes(), train.num_workers)
+    return replace(
+        config,
+        run_id=config.run_id or new_run_id(config, clock),
+        train=replace(train, cpus_per_worker=cpus),
+    )
 
 
 def _fit(
@@ -161,71 +146,114 @@ def _fit(
     tracker: Tracker,
     mlflow_run_id: str,
     clock: Clock,
-) -> tuple[float, dict[str, Any]]:
-    """Run the TorchTrainer; gives the seconds it took and rank 0's summary."""
-    settings = config.train
+) -> dict[str, Any]:
+    """Run the TorchTrainer, keep the accounts, and give rank 0's summary."""
+    began_at = clock.now()
     checkpoint = newest_good(storage, config.run_id)
     first_step = checkpoint.step if checkpoint else 0
     if checkpoint:
         log.info("run %s goes on at step %d", config.run_id, first_step)
-    order = SampleOrder(dataset.splits["train"], settings.global_batch_size, settings.seed)
-    num_steps = order.num_steps(settings.epochs)
-    feed = choose_feed(config.data, dataset)
-    names = ["val", "test"] + (["train"] if feed == "resident" else [])
-    splits = {name: ray.put(read_split(storage, dataset, name)) for name in names}
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-    task = WorkerTask(
-        config=config,
-        storage=storage,
-        dataset=dataset,
-        splits=splits,
-        board=board,
-        about=manifest_about(run_digest(config), dataset),
-    )
-    DataContext.get_current().enable_progress_bars = False
-    trainer = ray.train.torch.TorchTrainer(
-        cast(Any, train_worker),
-        train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=settings.use_gpu,
-            resources_per_worker={
-                "CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})
-            },
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{config.run_id}-{uuid.uuid4().hex[:6]}",
-            storage_path=storage.path("runs", config.run_id, "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-        ),
-        datasets=_stream(config, storage, dataset, order, num_steps) if feed == "stream" else None,
-        dataset_config=ray.train.DataConfig(
-            execution_options=ExecutionOptions(preserve_order=True)
-        ),
-    )  # fmt: skip
+    path = f"runs/{config.run_id}/ledger.json"
+    journal = storage.read_json(path) if storage.exists(path) else None
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote(journal, began_at)
+    task = _task(config, storage, dataset, board)
 
     def track(record: dict[str, float]) -> None:
         tracker.log_metrics(mlflow_run_id, record, step=int(record["step"]))
 
-    before = clock.monotonic()
-    with Follower(board, num_steps, first_step, track):
-        outcome = _run_trainer(trainer)
-    return clock.monotonic() - before, outcome
+    def keep(news: dict[str, Any]) -> None:
+        nonlocal journal
+        journal = news
+        storage.write_json(path, news)
+
+    num_steps = task.order.num_steps(config.train.epochs)
+    with Follower(board, num_steps, first_step, track, keep):
+        outcome = _run_trainer(_trainer(task, num_steps))
+    accounts = Journal.from_dict(journal or {})
+    for line in ledger_lines(accounts):
+        log.info("%s", line)
+    causes = {cause: round(spent, 3) for cause, spent in accounts.causes().items()}
+    picture = draw_ledger(causes, config.run_id)
+    storage.write(f"runs/{config.run_id}/ledger.png", picture)
+    return {
+        **outcome,
+        "ledger_s": causes,
+        "goodput": round(accounts.goodput, 4),
+        "interruptions": accounts.interruptions,
+        "lost_steps": accounts.lost_steps,
+    }
 
 
-def _stream(
-    config: Config, storage: Storage, dataset: DatasetVersion, order: SampleOrder, num_steps: int
-) -> dict[str, ray.data.Dataset | Callable[[], ray.data.Dataset]]:
-    """A factory: Ray calls it at every start of the workers, so each start resumes by itself."""
+def _task(config: Config, storage: Storage, dataset: DatasetVersion, board: Any) -> WorkerTask:
+    """What every worker gets; splits that fit go into the object store once."""
+    is_resident = choose_feed(config.data, dataset) == "resident"
+    names = ["val", "test"] + (["train"] if is_resident else [])
+    return WorkerTask(
+        config=config,
+        storage=storage,
+        dataset=dataset,
+        splits={name: ray.put(read_split(storage, dataset, name)) for name in names},
+        board=board,
+        about=manifest_about(run_digest(config), dataset),
+    )
 
-    def make() -> ray.data.Dataset:
-        checkpoint = newest_good(storage, config.run_id)
-        first_step = checkpoint.step if checkpoint else 0
-        return stream_dataset(
-            config.data, storage, dataset, order, config.train.num_workers, first_step, num_steps
-        )
 
-    return {"train": make}
+def _trainer(task: WorkerTask, num_steps: int) -> ray.train.torch.TorchTrainer:
+    settings, storage, run_id = task.config.train, task.storage, task.config.run_id
+    DataContext.get_current().enable_progress_bars = False
+    elastic = 0 < settings.min_workers < settings.num_workers
+    timeout_s = round(PATIENCE * settings.step_timeout_s) or NO_TIMEOUT_S
+    is_streamed = "train" not in task.splits
+    return ray.train.torch.TorchTrainer(
+        cast(Any, train_worker),
+        train_loop_config={"task": task},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=timeout_s),
+        scaling_config=cast(Any, ray.train.ScalingConfig)(
+            num_workers=(settings.min_workers, settings.num_workers)
+            if elastic
+            else settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={
+                "CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})
+            },
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{run_id}-{uuid.uuid4().hex[:6]}",
+            storage_path=storage.path("runs", run_id, "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+        ),
+        datasets={"train": ray.data.range(1)} if is_streamed else None,
+        dataset_config=OrderedStream(task, num_steps) if is_streamed else None,
+    )  # fmt: skip
+
+
+class OrderedStream(ray.train.DataConfig):
+    """Gives each worker its shard of the order's stream, from the newest checkpoint on.
+
+    Ray asks at every start of the workers, and only then is their number known. The dataset Ray
+    was given stands for the name alone.
+
+    Args:
+        task: The run.
+        num_steps: Steps of the whole run.
+    """
+
+    def __init__(self, task: WorkerTask, num_steps: int) -> None:
+        super().__init__(execution_options=ExecutionOptions(preserve_order=True))
+        self._task, self._num_steps = task, num_steps
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """Split the stream of the steps that are left over the workers there are."""
+        task = self._task
+        checkpoint = newest_good(task.storage, task.config.run_id)
+        stream = stream_dataset(
+            task.config.data, task.storage, task.dataset, task.order, world_size,
+            checkpoint.step if checkpoint else 0, self._num_steps,
+        )  # fmt: skip
+        return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
 
 
 def _run_trainer(trainer: ray.train.torch.TorchTrainer) -> dict[str, Any]:
@@ -240,6 +268,8 @@ def _run_trainer(trainer: ray.train.torch.TorchTrainer) -> dict[str, Any]:
             "--run-id to go on."
         ) from error
     outcome: dict[str, Any] = cast(Any, result).return_value
+    if "error" in outcome:
+        raise outcome["error"]
     return outcome
 
 
@@ -254,8 +284,7 @@ def _root_cause(error: BaseException) -> BaseException | None:
 
 
 def _last_checkpoint(storage: Storage, run_id: str) -> str:
-    folder = checkpoints_folder(run_id)
-    return f"{folder}/{storage.names(folder)[-1]}"
+    return checkpoint_paths(storage, run_id)[-1]
 
 
 def _publish(result: TrainResult, storage: Storage, tracker: Tracker) -> None:
@@ -264,11 +293,13 @@ def _publish(result: TrainResult, storage: Storage, tracker: Tracker) -> None:
         f"{result.run_id}: validation {result.val_accuracy:.4f}, test {result.test_accuracy:.4f}"
     )
     storage.write(f"{folder}/curves.png", draw_curves(result.history, title))
-    storage.write_json(
-        f"{folder}/ledger.json", {"seconds": result.ledger_s, "goodput": result.goodput}
-    )
     final = {"test_accuracy": result.test_accuracy, "images_per_second": result.images_per_second,
-             "data_wait_share": result.data_wait_share, "goodput": result.goodput}  # fmt: skip
+             "data_wait_share": result.data_wait_share, "goodput": result.goodput,
+             "interruptions": result.interruptions, "lost_steps": result.lost_steps,
+             **{f"ledger_{cause}_s": spent for cause, spent in result.ledger_s.items()},
+            }  # fmt: skip
+    if result.mfu is not None:
+        final["mfu"] = result.mfu
     tracker.log_metrics(result.mlflow_run_id, final, step=result.steps)
     tracker.finish(result.mlflow_run_id)
     save_result(storage, result)

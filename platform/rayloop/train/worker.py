@@ -1,6 +1,14 @@
 """What one Ray Train worker does: find its place, open its feed, run the loop, report the end."""
 
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,18 +18,41 @@ import torch
 import torch.distributed
 
 from rayloop import __version__
+from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import Config
 from rayloop.data.batches import Feed, ResidentFeed
 from rayloop.data.feed import StreamFeed
 from rayloop.data.order import SampleOrder
 from rayloop.data.versions import DatasetVersion, Split
+from rayloop.errors import Diverged, RayloopError
 from rayloop.models.classifier import ImageClassifier
 from rayloop.models.zoo import build_classifier
 from rayloop.storage import Storage
-from rayloop.train.account import flops_per_image, measured_peak_flops
-from rayloop.train.checkpoint import checkpoint_digest, newest_good, save_checkpoint
+from rayloop.train.account import (
+    Ledger,
+    datasheet_peak_flops,
+    flops_per_image,
+    measured_peak_flops,
+    mfu,
+)
+from rayloop.train.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    checkpoint_digest,
+    is_due,
+    newest_good,
+    refuse_foreign_state,
+    refuse_other_manifest,
+    save_checkpoint,
+)
 from rayloop.train.evaluate import evaluate
 from rayloop.train.loop import Hooks, Outcome, Worker, run_loop
+from rayloop.train.watchdog import Hang, Watchdog, describe
+
+NOTE_INTERVAL_S = 0.5
+"""Seconds between two signs of life of rank 0 to the progress board."""
+SAVE_INTERVAL_UNDER_NOTICE_S = 2.0
+"""Seconds between two checkpoints once the node is known to go away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +60,7 @@ class WorkerTask:
     """All a worker needs; small enough to be sent to each of them.
 
     Attributes:
-        config: The run's settings, its `run_id` filled in.
+        config: The run's settings, its `run_id` and `cpus_per_worker` filled in.
         storage: Where checkpoints go.
         dataset: The dataset version.
         splits: Object references to the splits in Ray's object store; without `train` where the
@@ -45,33 +76,61 @@ class WorkerTask:
     board: Any
     about: dict[str, str]
 
+    @property
+    def order(self) -> SampleOrder:
+        """The run's sample order."""
+        train = self.config.train
+        rows = self.dataset.splits["train"]
+        return SampleOrder(rows, train.global_batch_size, train.seed, train.norm_group_rows)
+
 
 def train_worker(settings: dict[str, WorkerTask]) -> dict[str, Any] | None:
-    """Run one worker to the end of training; rank 0 returns the summary."""
+    """Run one worker to the end of training; rank 0 returns the summary, or a final error.
+
+    An error of rayloop's own would come again at every restart. All workers meet a diverged loss
+    at the same step and return; any other is left on the board, where the restarted workers find it
+    and return too.
+    """
     task = settings["task"]
+    final: RayloopError | None = ray.get(task.board.final_error.remote())
+    if final is not None:
+        return {"error": final}
+    try:
+        return _train(task)
+    except Diverged as error:
+        return {"error": error}
+    except RayloopError as error:
+        ray.get(task.board.set_final_error.remote(error))
+        raise
+
+
+def _train(task: WorkerTask) -> dict[str, Any] | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
     torch.set_num_threads(task.config.train.cpus_per_worker)
-    torch.set_num_interop_threads(1)
-    worker = Worker(rank=rank, world_size=world_size, device=device)
+    with contextlib.suppress(RuntimeError):  # it can be set once in a process only
+        torch.set_num_interop_threads(1)
+    worker = Worker(rank=rank, world_size=world_size, device=ray.train.torch.get_device())
     splits = {name: ray.get(reference) for name, reference in task.splits.items()}
-    order = SampleOrder(
-        task.dataset.splits["train"], task.config.train.global_batch_size, task.config.train.seed
-    )
-    checkpoint = newest_good(task.storage, task.config.run_id)
-    outcome = run_loop(
-        _build_model(task),
-        task.config.train,
-        order,
-        _open_feed(task, splits, order, worker),
-        splits["val"],
-        worker,
-        state=checkpoint.state if checkpoint else None,
-        hooks=_hooks(task),
-    )
-    summary = _summary(task, splits["test"], outcome, worker)
-    summary["resumed_at_step"] = checkpoint.step if checkpoint else 0
+    model = _build_model(task)
+    checkpoint = _newest_of_this_run(task, model)
+    first_step = checkpoint.step if checkpoint else 0
+    if rank == 0:
+        task.board.begin_attempt.remote(first_step)
+    with _watched(task, worker) as watchdog, _hooks(task, watchdog, world_size) as hooks:
+        outcome = run_loop(
+            model,
+            task.config.train,
+            task.order,
+            _open_feed(task, splits, worker),
+            splits["val"],
+            worker,
+            state=checkpoint.state if checkpoint else None,
+            hooks=hooks,
+        )
+        watchdog.mark(outcome.num_steps - 1, "evaluate")
+        summary = _summary(task, splits["test"], outcome, worker)
+    summary["resumed_at_step"] = first_step
     return summary if rank == 0 else None
 
 
@@ -87,58 +146,172 @@ def _build_model(task: WorkerTask) -> ImageClassifier:
     )
 
 
-def _open_feed(
-    task: WorkerTask, splits: dict[str, Split], order: SampleOrder, worker: Worker
-) -> Feed:
+def _newest_of_this_run(task: WorkerTask, model: ImageClassifier) -> Checkpoint | None:
+    checkpoint = newest_good(task.storage, task.config.run_id)
+    if checkpoint:
+        refuse_other_manifest(checkpoint, task.about)
+        refuse_foreign_state(checkpoint, model)
+    return checkpoint
+
+
+def _open_feed(task: WorkerTask, splits: dict[str, Split], worker: Worker) -> Feed:
     if "train" in splits:
-        return ResidentFeed(splits["train"], order, worker.rank, worker.world_size)
+        return ResidentFeed(splits["train"], task.order, worker.rank, worker.world_size)
     shard = ray.train.get_dataset_shard("train")
-    return StreamFeed(shard, order, worker.rank, worker.world_size)
+    return StreamFeed(shard, task.order, worker.rank, worker.world_size)
 
 
-def _hooks(task: WorkerTask) -> Hooks:
+@contextlib.contextmanager
+def _hooks(task: WorkerTask, watchdog: Watchdog, world_size: int) -> Iterator[Hooks]:
+    """What rank 0 does with the loop's news; checkpoints are written beside the training."""
     config, board = task.config, task.board
-    keep = config.train.keep_checkpoints
+    about = {**task.about, "world_size": str(world_size)}
+    noted_at_s = -NOTE_INTERVAL_S
 
-    def save(step: int, state: dict[str, Any]) -> None:
-        save_checkpoint(task.storage, config.run_id, step, state, task.about, keep)
+    def write(step: int, state: dict[str, Any]) -> str:
+        keep = config.train.keep_checkpoints
+        return save_checkpoint(task.storage, config.run_id, step, state, about, keep)
 
-    return Hooks(
-        on_record=lambda record: board.add_record.remote(record),
-        on_step=lambda step: board.set_step.remote(step) if step % 10 == 0 else None,
-        save=save,
+    def note(step: int, ledger: Ledger) -> None:
+        nonlocal noted_at_s
+        now_s = SYSTEM_CLOCK.monotonic()
+        if now_s - noted_at_s >= NOTE_INTERVAL_S:
+            noted_at_s = now_s
+            board.note.remote(step, ledger.causes())
+
+    with CheckpointWriter(write) as writer:
+        times = _CheckpointTimes(writer, config)
+        yield Hooks(
+            on_phase=watchdog.mark,
+            on_step=note,
+            on_record=lambda record: board.add_record.remote(record),
+            is_checkpoint_due=times.is_due,
+            save=times.save,
+        )
+
+
+class _CheckpointTimes:
+    """When rank 0 writes a checkpoint beyond those of a configured interval."""
+
+    def __init__(self, writer: CheckpointWriter, config: Config) -> None:
+        self._writer, self._train = writer, config.train
+        self._saved_at_s = SYSTEM_CLOCK.monotonic()
+        self._saved_under_notice = False
+
+    def is_due(self) -> bool:
+        """At once and then often when the node goes away; else as the cost share allows."""
+        since_s = SYSTEM_CLOCK.monotonic() - self._saved_at_s
+        if node_goes_away():
+            return not self._saved_under_notice or since_s >= SAVE_INTERVAL_UNDER_NOTICE_S
+        if self._train.checkpoint_every_epochs > 0:
+            return False
+        return is_due(since_s, self._writer.cost_s, self._train.checkpoint_cost_share)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Hand a state to the writer; under notice also wait until it is on disk."""
+        self._writer.save(step, state)
+        if node_goes_away():
+            self._writer.flush()
+            self._saved_under_notice = True
+        self._saved_at_s = SYSTEM_CLOCK.monotonic()
+
+
+def node_goes_away() -> bool:
+    """Whether Ray has announced that a node of this run is to be taken away.
+
+    Ray's public `get_preemption_info` waits for all workers at each call; this reads the value it
+    would send around, which Ray sets on every worker.
+    """
+    from ray.train.v2._internal.execution.context import (  # noqa: PLC0415  internal, see above
+        get_train_context,
     )
+
+    info = get_train_context().preemption_context.preemption_info
+    return info is not None
+
+
+@contextlib.contextmanager
+def _watched(task: WorkerTask, worker: Worker) -> Iterator[Watchdog]:
+    """A watchdog over the training thread that ends this process if it holds up the others."""
+    timeout_s = task.config.train.step_timeout_s
+    run_folder = task.storage.local_path("runs", task.config.run_id, "hangs")
+    folder = run_folder or Path(tempfile.gettempdir())
+    if timeout_s > 0:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def end_if_suspect(hang: Hang) -> None:
+        name = f"runs/{task.config.run_id}/hangs/rank-{hang.rank}-step-{hang.step}.txt"
+        task.storage.write(name, f"{describe(hang)}\n\n{hang.stack}".encode())
+        ray.get(task.board.hang.remote(hang))
+        threading.Event().wait(timeout_s / 2)  # the others fall silent later
+        suspects = ray.get(task.board.suspects.remote(worker.world_size))
+        reported = {report.rank for report in ray.get(task.board.hangs.remote())}
+        nobody_will_end_itself = not reported & set(suspects)
+        if worker.rank in suspects or nobody_will_end_itself:
+            os.kill(os.getpid(), signal.SIGKILL)  # Ray then starts all workers again
+
+    dump_path = folder / f"rank-{worker.rank}-{uuid.uuid4().hex[:8]}.stacks"
+    watchdog = Watchdog(
+        worker.rank, timeout_s, end_if_suspect, dump_path if timeout_s > 0 else None
+    )
+    with watchdog:
+        yield watchdog
 
 
 def _summary(task: WorkerTask, test: Split, outcome: Outcome, worker: Worker) -> dict[str, Any]:
     """Test the final model with all workers; then figures that only rank 0 needs."""
     config, model, ledger = task.config, outcome.model, outcome.ledger
-    with ledger.spending("evaluate"):
-        tested = evaluate(
+
+    def tested(flip: bool) -> float:
+        return evaluate(
             model, test, model.num_classes, config.train.eval_batch_size, worker.device,
-            worker.rank, worker.world_size,
-        )  # fmt: skip
+            worker.rank, worker.world_size, flip,
+        ).accuracy  # fmt: skip
+
+    with ledger.spending("evaluate"):
+        accuracy = tested(flip=False)
+        accuracy_flip = tested(flip=True) if config.train.test_flip else None
     if worker.rank != 0:
         return {}
+    task.board.note.remote(outcome.num_steps, ledger.causes())
     trained_s = ledger.seconds["step"] + ledger.seconds["data_wait"]
     images = outcome.steps_done_here * config.train.global_batch_size
     rate = images / trained_s if images else 0.0
-    mfu = None
-    if images and not config.train.compile:
-        peak = measured_peak_flops(worker.device, outcome.precision) * worker.world_size
-        mfu = round(flops_per_image(model, task.dataset.shape) * rate / peak, 4)
     return {
         "checkpoint_digest": checkpoint_digest(model),
-        "test_accuracy": tested.accuracy,
+        "test_accuracy": accuracy,
+        "test_accuracy_flip": accuracy_flip,
         "history": outcome.history,
         "steps": outcome.num_steps,
         "precision": outcome.precision,
+        "num_workers": worker.world_size,
         "images_per_second": round(rate, 1),
         "data_wait_share": round(ledger.data_wait_share, 5),
-        "mfu": mfu,
+        **_use_of_hardware(task, outcome, worker, rate),
         "step_ms": ledger.step_percentiles_ms(),
-        "ledger_s": {cause: round(spent, 3) for cause, spent in ledger.seconds.items()},
     }
+
+
+def _use_of_hardware(
+    task: WorkerTask, outcome: Outcome, worker: Worker, images_per_second: float
+) -> dict[str, float | None]:
+    """Counted operations over the peak that was measured here, and over the datasheet's."""
+    if not images_per_second:
+        return {"mfu": None, "mfu_datasheet": None}
+    flops = flops_per_image(outcome.model, task.dataset.shape)
+    measured = measured_peak_flops(worker.device, outcome.precision)
+    is_gpu = worker.device.type == "cuda"
+    name = torch.cuda.get_device_name(worker.device) if is_gpu else "cpu"
+    datasheet = datasheet_peak_flops(name, outcome.precision)
+    each = images_per_second / worker.world_size
+    return {
+        "mfu": _rounded(mfu(flops, each, measured)),
+        "mfu_datasheet": _rounded(mfu(flops, each, datasheet) if datasheet else None),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def manifest_about(config_digest: str, dataset: DatasetVersion) -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""Training whose workers are killed: how long until the first new step, and what is it worth?
+
+    .venv/bin/python benchmarks/recovery.py --kills 3 --every-s 40
+    .venv/bin/python benchmarks/recovery.py --kills 4 --every-s 60 --epochs 13     # goodput
+
+Runs `jobs/train.py laptop` as a user would and sends SIGKILL to one of its workers again and again.
+The figures come from the run's own ledger: `restart` is the time from the last sign of life to the
+first new step. Prints one JSON line. Needs the Fashion-MNIST dataset version.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rayloop.storage import Storage, home
+
+WORKER_NAME = "ray::RayTrainWorker"
+
+
+def main() -> None:
+    """Train, kill, and print what the ledger says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--every-s", type=float, default=40.0)
+    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    run_id = f"recovery-{int(time.time())}"
+    words = [sys.executable, "jobs/train.py", "laptop", "--run-id", run_id]
+    words += ["--train.epochs", f"{options.epochs}", "--train.max-failures", f"{options.kills + 1}"]
+    words += ["--train.floor-epochs", "0"]
+    job = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    storage = Storage(home())
+    for _ in range(options.kills):
+        wait_for_step(storage, run_id, job)
+        time.sleep(options.every_s * chance.uniform(0.5, 1.0) if options.kills > 1 else 3.0)
+        victim = chance.choice(workers_of(job.pid))
+        os.kill(victim, signal.SIGKILL)
+        print(f"killed worker process {victim}", file=sys.stderr)
+        wait_for_step(storage, run_id, job)
+    out, _ = job.communicate()
+    if job.returncode != 0:
+        raise SystemExit(f"the job ended with {job.returncode}")
+    result = json.loads(out.splitlines()[-1])
+    print(json.dumps(figures(result, storage.read_json(f"runs/{run_id}/ledger.json"))))
+
+
+def figures(result: dict[str, Any], journal: dict[str, Any]) -> dict[str, Any]:
+    """What the table asks for."""
+    ledger, starts = result["ledger_s"], result["interruptions"]
+    return {
+        "interruptions": starts,
+        "restart_s_mean": round(ledger["restart"] / max(1, starts), 2),
+        "lost_steps": result["lost_steps"],
+        "goodput": result["goodput"],
+        "ledger_s": ledger,
+        "sessions": len(journal["sessions"]),
+        "test_accuracy": result["test_accuracy"],
+        "checkpoint_digest": result["checkpoint_digest"],
+    }
+
+
+def wait_for_step(storage: Storage, run_id: str, job: subprocess.Popen[str]) -> None:
+    """Return once the newest start of the workers has done a step, by the run's ledger."""
+    path = Path(storage.path("runs", run_id, "ledger.json"))
+    seen = attempts(path)
+    while attempts(path) <= seen and job.poll() is None:
+        time.sleep(0.2)
+
+
+def attempts(path: Path) -> int:
+    """Starts of the workers that have done a step so far."""
+    if not path.exists():
+        return 0
+    sessions = json.loads(path.read_bytes())["sessions"]
+    return sum(bool(a.get("first_step_at")) for s in sessions for a in s["attempts"])
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of the Ray Train workers among a process's descendants."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                names[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+                stat = (entry / "stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+
+    def descends(child: int) -> bool:
+        while child in parents and child != pid:
+            child = parents[child]
+        return child == pid
+
+    return sorted(p for p, name in names.items() if name.startswith(WORKER_NAME) and descends(p))
+
+
+if __name__ == "__main__":
+    main()
