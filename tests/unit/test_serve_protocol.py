@@ -144,7 +144,7 @@ def test_missing_or_surplus_tensor_bytes_are_malformed(tail: bytes) -> None:
         assert status_of(surplus + tail, str(len(surplus))) == 400
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     document=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -171,7 +171,7 @@ def test_no_document_breaks_the_parser(document: object, header: str | None) -> 
         assert request.images.shape[1:] == SPEC.shape
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     field=st.sampled_from(["name", "shape", "datatype", "data", "parameters"]),
     value=st.recursive(

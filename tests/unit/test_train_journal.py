@@ -159,7 +159,7 @@ events = st.lists(
         st.integers(0, 12),
         st.dictionaries(st.sampled_from([*CAUSES, "prepare"]), st.floats(0, 60)),
     ),
-    max_size=40,
+    max_size=25,
 )
 
 

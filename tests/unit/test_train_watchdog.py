@@ -397,36 +397,23 @@ if child:
 LATE_RANKS = [1, 1, 1, 1, 1, 0]
 
 
-@pytest.fixture
-def two_ranks(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    script = tmp_path / "loop_of_a_rank.py"
+@pytest.fixture(scope="module", autouse=True)
+def two_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The ranks' process and its folder; it imports torch while the other tests run."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = folder / "loop_of_a_rank.py"
     script.write_text(GLOO_PROCESSES)
     env = {"PYTHONPATH": str(PLATFORM), "GLOO_SOCKET_IFNAME": "lo", "OPENBLAS_NUM_THREADS": "1"}
-    with (tmp_path / "stderr").open("w") as stderr:
+    with (folder / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, script, tmp_path], env=env, stderr=stderr, start_new_session=True
+            [sys.executable, script, folder], env=env, stderr=stderr, start_new_session=True
         )
-    yield process
+    yield process, folder
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def test_the_late_rank_is_told_from_the_one_that_waits_for_it(tmp_path, two_ranks):
-    for step, late in enumerate(LATE_RANKS):
-        hangs: list[Hang] = []
-
-        def is_told(step: int = step, late: int = late, hangs: list[Hang] = hangs) -> bool:
-            assert two_ranks.poll() is None, (tmp_path / "stderr").read_text()
-            paths = [tmp_path / f"hang-{step}-{rank}" for rank in range(2)]
-            hangs[:] = [pickle.loads(path.read_bytes()) for path in paths if path.exists()]
-            return len(hangs) == 2 and suspects(hangs, 2) == [late]
-
-        wait_until(is_told, lambda hangs=hangs: "\n".join(hang.stack for hang in hangs))
-        assert "in sleep" in hangs[late].stack
-        assert hangs[late].phase == ("prepare" if step == 0 else "step")
-        (tmp_path / f"go-{step}").touch()
-    assert two_ranks.wait(GENEROUS_S) == 0, (tmp_path / "stderr").read_text()
 
 
 def hang(rank: int, step: int = 5, phase: str = "step", stack: str = AT_WORK) -> Hang:
@@ -506,3 +493,21 @@ def test_describe():
         "rank 0 has been stuck in step at step 0 for 0.5 s (train.step_timeout_s): "
         "its thread has ended"
     )
+
+
+def test_the_late_rank_is_told_from_the_one_that_waits_for_it(two_ranks):
+    process, folder = two_ranks
+    for step, late in enumerate(LATE_RANKS):
+        hangs: list[Hang] = []
+
+        def is_told(step: int = step, late: int = late, hangs: list[Hang] = hangs) -> bool:
+            assert process.poll() is None, (folder / "stderr").read_text()
+            paths = [folder / f"hang-{step}-{rank}" for rank in range(2)]
+            hangs[:] = [pickle.loads(path.read_bytes()) for path in paths if path.exists()]
+            return len(hangs) == 2 and suspects(hangs, 2) == [late]
+
+        wait_until(is_told, lambda hangs=hangs: "\n".join(hang.stack for hang in hangs))
+        assert "in sleep" in hangs[late].stack
+        assert hangs[late].phase == ("prepare" if step == 0 else "step")
+        (folder / f"go-{step}").touch()
+    assert process.wait(GENEROUS_S) == 0, (folder / "stderr").read_text()
