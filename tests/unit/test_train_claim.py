@@ -63,6 +63,18 @@ def test_operational_settings_exist() -> None:
     assert set(TYPES) >= OPERATIONAL >= DECIDING_WITH_PLAIN_NORM
 
 
+def test_what_is_trained_is_kept_apart_from_how() -> None:
+    how = {"num_workers", "min_workers", "cpus_per_worker", "use_gpu", "compile", "max_failures",
+           "step_timeout_s", "keep_checkpoints", "checkpoint_every_epochs", "eval_batch_size",
+           "micro_batch_size", "floor_epochs", "test_flip"}  # fmt: skip
+    what = {"epochs", "seed", "global_batch_size", "norm_group_rows", "optimizer", "learning_rate",
+            "learning_rate_rule", "reference_batch_size", "weight_decay", "warmup_share",
+            "final_rate_share", "clip_norm", "label_smoothing", "ema_decay", "precision",
+            "channels_last", "augment", "worker_invariant"}  # fmt: skip
+    assert how <= OPERATIONAL
+    assert not what & OPERATIONAL
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [

@@ -17,6 +17,7 @@ from rayloop.data.order import SampleOrder
 from rayloop.errors import Diverged, WorkError
 from rayloop.models.classifier import ImageClassifier
 from rayloop.models.norm import NormStatistics, with_ghost_norms
+from rayloop.train import loop
 from rayloop.train.account import Ledger
 from rayloop.train.average import WeightAverage
 from rayloop.train.checkpoint import checkpoint_digest
@@ -456,6 +457,28 @@ def test_a_run_stops_at_the_step_of_the_bad_row_and_saves_nothing_after(
     assert f" {bad_row}, " in str(caught.value)
     assert saved == [1, 2]
     assert [each.step for each in losses] == [0, 1]
+
+
+def test_losses_that_a_gpu_keeps_are_read_before_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def seldom(order: SampleOrder, _: torch.device, trust_norms: bool) -> DivergenceWatch:
+        return DivergenceWatch(order, torch.device("meta"), trust_norms)
+
+    monkeypatch.setattr(loop, "DivergenceWatch", seldom)
+    told: list[list[Loss]] = []
+    saved: list[int] = []
+    config = replace(CONFIG, checkpoint_every_epochs=0.54, epochs=1.7)  # every other step
+    hooks = Hooks(save=lambda step, _: saved.append(step), on_losses=told.append)
+    run(config, hooks=hooks)
+    assert saved == [2, 4, 6]
+    assert [[each.step for each in part] for part in told if part] == [[0, 1], [2, 3], [4, 5]]
+    with torch.no_grad():
+        (model := classifier()).network.get_submodule("head").weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    saved.clear()
+    with pytest.raises(Diverged, match="at step 0,"):
+        run(config, model, hooks=hooks)
+    assert saved == []
 
 
 # --- news of the loop
