@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,28 +99,31 @@ def test_only_the_named_modules_import_ray(path):
     assert uses_ray <= (name_of(path) in MAY_IMPORT_RAY)
 
 
-def test_pure_modules_load_without_ray():
-    """Also through what they import: the trainer core must run where there is no Ray."""
+@pytest.fixture(scope="module", autouse=True)
+def imports() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Processes that import while the other tests of this file run."""
     names = [name_of(path) for path in MODULES if path.stem != "__init__"]
     pure = [name for name in names if name not in MAY_IMPORT_RAY | (BASE - PURE_BASE)]
     assert set(pure) >= MUST_BE_PURE
     modules = [f"rayloop.{name.replace('/', '.')}" for name in pure]
-    code = (
-        "import sys, importlib\n"
+    codes = {
+        "pure modules": "import sys, importlib\n"
         "sys.modules['ray'] = None\n"
-        f"[importlib.import_module(name) for name in {modules!r}]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_stdlib_platform_and_ray_import_from_the_repository_root():
-    code = "import platform, uuid; platform.system(); import ray; print(platform.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(ROOT) not in done.stdout.split("/lib/")[0] or ".venv" in done.stdout
+        f"[importlib.import_module(name) for name in {modules!r}]\n",
+        "the standard library's": "import platform, uuid; platform.system(); import ray; "
+        "print(platform.__file__)",
+    }
+    pipe = subprocess.PIPE
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+        )
+        for name, code in codes.items()
+    }
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("folder", ["jobs", "serve_apps", "tests", "benchmarks"])
@@ -181,3 +185,15 @@ def test_lock_file_names_no_host_and_pins_everything():
     pins = [line for line in lines if line and not line.startswith((" ", "#"))]
     assert all("==" in line for line in pins)
     assert not any("://" in line for line in lines)
+
+
+def test_pure_modules_load_without_ray(imports):
+    """Also through what they import: the trainer core must run where there is no Ray."""
+    _, stderr = imports["pure modules"].communicate(timeout=300)
+    assert imports["pure modules"].returncode == 0, stderr
+
+
+def test_stdlib_platform_and_ray_import_from_the_repository_root(imports):
+    stdout, stderr = imports["the standard library's"].communicate(timeout=300)
+    assert imports["the standard library's"].returncode == 0, stderr
+    assert str(ROOT) not in stdout.split("/lib/")[0] or ".venv" in stdout
