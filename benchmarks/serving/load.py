@@ -116,7 +116,9 @@ def open_loop(
 
 def poisson(rate_per_s: float, seconds: float, seed: int) -> np.ndarray:
     """Arrival times of a Poisson process."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate_per_s, int(rate_per_s * seconds * 1.5) + 50)
+    gaps = np.random.default_rng(seed).exponential(
+        1 / rate_per_s, int(rate_per_s * seconds * 1.5) + 50
+    )
     times = np.cumsum(gaps)
     return times[times < seconds]
 
@@ -185,5 +187,7 @@ def sender() -> str:
         try:
             subprocess.run(["cc", "-O2", "-o", str(target), str(source)], check=True)
         except FileNotFoundError:
-            raise RuntimeError("The client needs a C compiler; on Debian: apt-get install gcc") from None
+            raise RuntimeError(
+                "The client needs a C compiler; on Debian: apt-get install gcc"
+            ) from None
     return str(target)

@@ -1,4 +1,4 @@
-"""Turn images into the whole HTTP requests each server understands best, and answers into arrays."""
+"""Turn images into whole HTTP requests as each server takes them best, and answers into arrays."""
 
 import base64
 import json
@@ -45,9 +45,7 @@ def noise(shape: tuple[int, int, int], rows: int, seed: int) -> np.ndarray:
 def probabilities(wire: Wire, answer: bytes, classes: int) -> np.ndarray:
     """Probabilities (rows, classes) from a whole HTTP answer that was closed after its end."""
     head, _, body = answer.partition(b"\r\n\r\n")
-    headers = dict(
-        line.lower().split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:]
-    )
+    headers = dict(line.lower().split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:])
     if "chunked" in headers.get("transfer-encoding", ""):
         body = unchunk(body)
     if wire == "raw":

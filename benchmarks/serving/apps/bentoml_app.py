@@ -16,7 +16,9 @@ RAW = "application/octet-stream"
 
 if FORM == "batch":
 
-    @bentoml.service(workers=WORKERS, traffic={"timeout": 30}, logging={"access": {"enabled": False}})
+    @bentoml.service(
+        workers=WORKERS, traffic={"timeout": 30}, logging={"access": {"enabled": False}}
+    )
     class Classifier:
         """Images as nested numbers."""
 
@@ -30,7 +32,9 @@ if FORM == "batch":
 
 else:
 
-    @bentoml.service(workers=WORKERS, traffic={"timeout": 30}, logging={"access": {"enabled": False}})
+    @bentoml.service(
+        workers=WORKERS, traffic={"timeout": 30}, logging={"access": {"enabled": False}}
+    )
     class Classifier:
         """Images as a raw body."""
 
@@ -38,6 +42,8 @@ else:
             self.engine = load()
 
         @bentoml.api(route="/infer")
-        def infer(self, body: Annotated[Path, ContentType(RAW)], /) -> Annotated[bytes, ContentType(RAW)]:
+        def infer(
+            self, body: Annotated[Path, ContentType(RAW)], /
+        ) -> Annotated[bytes, ContentType(RAW)]:
             """Probabilities as raw floats."""
             return self.engine(images_of(body.read_bytes())).tobytes()

@@ -27,5 +27,7 @@ class Classifier(MLModel):
             images = images_of(b"".join(Base64Codec.decode_input(tensor)))
         else:
             images = NumpyCodec.decode_input(tensor)
-        output: ResponseOutput = NumpyCodec.encode_output("probabilities", np.asarray(self.engine(images)))
+        output: ResponseOutput = NumpyCodec.encode_output(
+            "probabilities", np.asarray(self.engine(images))
+        )
         return InferenceResponse(model_name=self.name, outputs=[output])
