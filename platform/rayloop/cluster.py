@@ -27,7 +27,8 @@ preparation, the progress board, Serve's controller) mostly waits while workers 
 TRAIN_ENVIRONMENT = {
     # The default of 2 s makes every report slow and loses up to one extra checkpoint interval.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # How long an elastic run waits for workers on a node that is lost; starting is tried again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
 QUIET_ENVIRONMENT = {

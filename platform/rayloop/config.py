@@ -191,8 +191,9 @@ class TrainConfig:
     use_gpu: bool = False
     """Give each worker one GPU and talk over NCCL; else CPU and gloo."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """`adamw`, or `sgd` with Nesterov momentum 0.9."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """`adamw`, `sgd` with Nesterov momentum 0.9, or `muon` for the filters of convolutions with
+    AdamW for the rest at a thirtieth of the rate."""
 
     learning_rate: float = 0.01
     """Peak learning rate, for batches of `reference_batch_size` where a rule scales it."""
@@ -208,7 +209,10 @@ class TrainConfig:
     """Decoupled decay of weight matrices and filters; biases and norms are exempt."""
 
     warmup_share: float = 0.15
-    """Share (0..1) of all steps in which the rate climbs to its peak; then it falls as a cosine."""
+    """Share (0..1) of all steps in which the rate climbs to its peak; then it falls."""
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """The curve along which the rate falls after the warm-up."""
 
     final_rate_share: float = 0.0
     """Share (0..1) of the peak rate that is left at the last step."""
@@ -397,7 +401,7 @@ class ServeConfig:
     """HTTP port; 0 picks a free one."""
 
     grpc_port: int = 9000
-    """gRPC port."""
+    """gRPC port; 0 picks a free one, as does a port in use where `http_port` is 0."""
 
     haproxy: bool = True
     """Put HAProxy in front of the replicas and use Serve's throughput mode; where HAProxy cannot
@@ -430,6 +434,9 @@ class ServeConfig:
 
     default_timeout_ms: float = 10_000.0
     """Deadline of a request that names none; past it 504."""
+
+    model_control: bool = True
+    """Let clients load and unload versions over the repository extension; without it 403."""
 
     accept_confidence: float = 0.7
     """Confidence (0..1) from which a prediction's decision is `accept`."""

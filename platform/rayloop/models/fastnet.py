@@ -8,6 +8,7 @@ convolution of a group sees the larger image.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 NORM_MOMENTUM = 0.1
@@ -33,6 +34,13 @@ class ConvGroup(nn.Module):
         x = self.relu(self.norm1(self.pool(self.conv1(x))))
         out: Tensor = self.relu(self.norm2(self.conv2(x)))
         return out
+
+
+def _pass_through(conv: nn.Conv2d) -> None:
+    """Let the first filters hand on their input channels, as in airbench94's dirac start."""
+    count = min(conv.in_channels, conv.out_channels)
+    with torch.no_grad():
+        nn.init.dirac_(conv.weight[:count])
 
 
 class FastNet(nn.Module):
@@ -65,6 +73,9 @@ class FastNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if isinstance(module, ConvGroup):
+                _pass_through(module.conv1)
+                _pass_through(module.conv2)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""

@@ -6,10 +6,15 @@ import torch
 from torch import nn
 
 from rayloop.config import TrainConfig
+from rayloop.train.muon import Muon
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; weight decay only for matrices and filters, not for biases and norms."""
+    """The configured optimizer; weight decay only for matrices and filters, not biases and norms.
+
+    With Muon the filters do not decay either, since it keeps their norm. The first convolution,
+    whose input has few channels, is left to AdamW.
+    """
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     exempt = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
@@ -17,6 +22,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         {"params": exempt, "weight_decay": 0.0},
     ]
     rate = peak_learning_rate(config)
+    if config.optimizer == "muon":
+        filters = [p for p in decayed if p.ndim == 4][1:]
+        others = [p for p in decayed if all(p is not chosen for chosen in filters)]
+        return Muon(filters, [{**groups[0], "params": others}, groups[1]], rate)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
@@ -30,7 +39,7 @@ def peak_learning_rate(config: TrainConfig) -> float:
 
 
 def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
-    """A linear climb over the warm-up, then a cosine down to `final_rate_share` of the peak.
+    """A linear climb over the warm-up, then a fall to `final_rate_share` of the peak.
 
     A function of the step alone: a resumed run needs no schedule state (cosine decay after
     Loshchilov and Hutter 2017, "SGDR").
@@ -39,7 +48,9 @@ def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
     warmup_steps = round(config.warmup_share * num_steps)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    falling = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+    falling = 1 - progress
+    if config.schedule == "cosine":
+        falling = (1 + math.cos(math.pi * progress)) / 2
     floor = config.final_rate_share
     return peak * (floor + (1 - floor) * falling)

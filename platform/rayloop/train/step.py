@@ -105,7 +105,7 @@ class Stepper:
     def update(self, learning_rate: float) -> Tensor:
         """Clip the gradients, change the weights, and give the gradients' norm before clipping."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("rate_share", 1.0)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self._parameters, limit)
