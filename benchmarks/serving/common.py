@@ -4,6 +4,7 @@ import argparse
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import signal
@@ -154,8 +155,16 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """`mean ± standard deviation`."""
     if not values:
         return "none"
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.3g} ± {spread:.2g}"
+    spread = f" ± {short(statistics.stdev(values))}" if len(values) > 1 else ""
+    return short(statistics.fmean(values)) + spread
+
+
+def short(value: float) -> str:
+    """Three digits that matter, without an exponent."""
+    if not math.isfinite(value):
+        return str(value)
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, digits)}f}"
 
 
 def keep(out: Path, scenario: str, arguments: argparse.Namespace, result: Any) -> None:

@@ -157,8 +157,8 @@ def section(scenario: str, document: dict[str, Any], source: str) -> list[str]:
     lines += ["", f"Arguments: `{json.dumps(shown(document['arguments']))}`.", ""]
     if scenario == "overload":
         lines += [
-            f"- {name}: statuses during the flood {rows[-1]['statuses']} (-1 broken, -2 no answer in "
-            "time, -3 no connection free)"
+            f"- {name}: statuses during the flood {rows[-1]['statuses']} (-1 broken, -2 no answer "
+            "in time, -3 no connection free)"
             for name, rows in document["result"].items()
         ]
     if scenario == "overhead":

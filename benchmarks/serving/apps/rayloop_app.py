@@ -1,4 +1,4 @@
-"""Our own server, started as `make serve` does it, around the file or an engine that does nothing."""
+"""Our own server, started as `make serve` does, around the file or an engine that does nothing."""
 
 import functools
 import json
