@@ -459,7 +459,7 @@ def test_a_run_stops_at_the_step_of_the_bad_row_and_saves_nothing_after(
     assert [each.step for each in losses] == [0, 1]
 
 
-def test_losses_that_a_gpu_keeps_are_read_before_a_checkpoint(
+def test_losses_that_a_gpu_keeps_are_read_at_the_end_and_checked_before_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def seldom(order: SampleOrder, _: torch.device, trust_norms: bool) -> DivergenceWatch:
@@ -472,7 +472,7 @@ def test_losses_that_a_gpu_keeps_are_read_before_a_checkpoint(
     hooks = Hooks(save=lambda step, _: saved.append(step), on_losses=told.append)
     run(config, hooks=hooks)
     assert saved == [2, 4, 6]
-    assert [[each.step for each in part] for part in told if part] == [[0, 1], [2, 3], [4, 5]]
+    assert [[each.step for each in part] for part in told if part] == [[0, 1, 2, 3, 4, 5]]
     with torch.no_grad():
         (model := classifier()).network.get_submodule("head").weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
     saved.clear()

@@ -20,7 +20,12 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         changes = stride != 1 or in_channels != out_channels
         self.shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if changes else None
+            nn.Sequential(  # a strided 1x1 convolution; as one layer its backward pass in oneDNN
+                nn.MaxPool2d(1, stride),  # writes beyond its memory (uxlfoundation/oneDNN#6035)
+                nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            )
+            if changes
+            else None
         )
 
     def forward(self, x: Tensor) -> Tensor:

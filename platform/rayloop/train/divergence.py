@@ -48,8 +48,16 @@ class DivergenceWatch:
         self._values.append(torch.stack([loss_sum, gradient_norm.to(loss_sum.dtype)]))
         return self.read() if len(self._steps) >= self._read_every else []
 
+    def is_sound(self) -> bool:
+        """Whether all that is not read yet is finite, so that a checkpoint may be written.
+
+        It changes nothing: all workers go on reading at the same steps, and stop together.
+        """
+        values = torch.stack(self._values) if self._values else torch.zeros(1, 2)
+        return bool((values if self._trust_norms else values[:, 0]).isfinite().all())
+
     def read(self) -> list[Loss]:
-        """Read all that is noted; to be called before a checkpoint, which must not be diverged.
+        """Read all that is noted; every worker does so at the same steps, and once at the end.
 
         Raises:
             Diverged: One of the losses is no number.

@@ -151,10 +151,12 @@ def run_loop(
                 record = run.close_epoch(step, order, rate, val)
             if is_first:
                 hooks.on_record(record)
+        if step == num_steps:
+            hooks.on_losses(watch.read())
         if is_first and (_is_checkpoint_step(step, order, config) or hooks.is_checkpoint_due()):
             with during("checkpoint", step - 1):
-                hooks.on_losses(watch.read())  # a checkpoint never holds a diverged model
-                hooks.save(step, run.state(step))
+                if watch.is_sound():  # a checkpoint never holds a diverged model
+                    hooks.save(step, run.state(step))
     return outcome
 
 

@@ -8,8 +8,7 @@ means the same in all layers. torch.optim.Muon takes two-dimensional parameters 
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,20 +38,15 @@ class Muon(torch.optim.Optimizer):
         self._rest = torch.optim.AdamW(rest, lr * REST_RATE_SHARE, REST_BETAS, fused=True)
         self.param_groups = [self.param_groups[0], *self._rest.param_groups]
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update all parameters that have a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient; takes no closure."""
+        assert closure is None
         rate = self.param_groups[0]["lr"]
         for weight in self.param_groups[0]["params"]:
             if weight.grad is not None:
                 self._move(weight, weight.grad, rate)
         self._rest.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The filters' momenta in their order, and AdamW's own state."""

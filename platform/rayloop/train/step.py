@@ -63,7 +63,11 @@ class Stepper:
         statistics = NormStatistics(model)
         self._unit = config.norm_group_rows or 1
         own_gradients = config.worker_invariant
-        self._network = model if own_gradients else _distributed(model, device, world_size)
+        self._network = (
+            model
+            if own_gradients or world_size == 1
+            else _distributed(model, device, plain_norm=config.norm_group_rows == 0)
+        )
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.sums = StepSums(
             statistics, self._parameters if own_gradients else [], world_size, device
@@ -190,13 +194,11 @@ class Stepper:
             torch.cuda.empty_cache()
 
 
-def _distributed(model: ImageClassifier, device: torch.device, world_size: int) -> nn.Module:
-    """Wrap in DDP where there are several workers."""
-    if world_size == 1:
-        return model
+def _distributed(model: ImageClassifier, device: torch.device, plain_norm: bool) -> nn.Module:
+    """Wrap in DDP; plain norms have each worker's own statistics, so the first one's are taken."""
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(
-        model, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False
+        model, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=plain_norm
     )
 
 
