@@ -42,7 +42,18 @@ def smoke() -> Config:
 
 def laptop() -> Config:
     """Fashion-MNIST on two CPU cores in minutes."""
-    return Config()
+    return Config(
+        train=TrainConfig(
+            epochs=7,
+            optimizer="muon",
+            learning_rate=0.12,
+            weight_decay=0.0,
+            warmup_share=0.05,
+            schedule="linear",
+            clip_norm=0.0,
+            augment=AugmentConfig(translate_px=1),
+        )
+    )
 
 
 def gpu() -> Config:

@@ -54,7 +54,7 @@ def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn):
 
 
 def test_a_worker_that_hangs_is_named_and_replaced(turn):
-    words = ("--train.step_timeout_s", "6")
+    words = ("--train.step_timeout_s", "20")
     done = disturbed(turn.home, "worker-stopped", signal.SIGSTOP, *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "has been stuck in" in done.stderr
