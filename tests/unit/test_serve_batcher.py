@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayloop.serve.batcher import Batcher, DeadlinePassed, EngineFailed, QueueFull
+from rayloop.serve.batcher import Batcher, DeadlinePassed, EngineFailed, QueueFull, Stopping
 
 POISON = 255
 
@@ -226,7 +226,7 @@ def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
         waiting = asyncio.create_task(gathering.submit(rows(2), 30))
         await asyncio.sleep(0)
         closing = asyncio.create_task(gathering.close())
-        with pytest.raises(QueueFull, match="stopping"):
+        with pytest.raises(Stopping, match="stopping"):
             await waiting
         engine.door.set()
         await closing

@@ -110,7 +110,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def test_the_documents_and_health_of_the_protocol() -> None:
-    assert request("GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert "binary_tensor_data" in request("GET", "/v2").json()["extensions"]
     for path in ("/v2/models/classifier", "/v2/models/classifier/versions/7"):
         assert request("GET", path).json()["versions"] == ["7"]
         assert request("GET", f"{path}/ready").status == 200

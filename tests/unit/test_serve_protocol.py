@@ -12,6 +12,7 @@ from rayloop.serve.client import infer_body, read_answer
 from rayloop.serve.protocol.answer import infer_answer
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.infer import parse_infer
+from rayloop.serve.protocol.request import OutputWish
 from rayloop.serve.protocol.spec import ModelSpec, model_document, server_document
 
 SPEC = ModelSpec(model="m", version="3", shape=(2, 3, 1), class_names=("a", "b"))
@@ -42,7 +43,7 @@ def test_flat_and_nested_json_are_the_same_tensor() -> None:
         request = parse({"id": "x", **image(data=data)})
         np.testing.assert_array_equal(request.images, expected)
         assert request.images.dtype == np.uint8
-        assert (request.request_id, request.binary_output) == ("x", False)
+        assert (request.request_id, request.output.binary) == ("x", False)
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 8), st.just(2), st.just(3), st.just(1))))
@@ -50,7 +51,7 @@ def test_binary_and_json_requests_carry_every_image(images: np.ndarray) -> None:
     body, head = infer_body(images)
     binary = parse(body, str(head))
     np.testing.assert_array_equal(binary.images, images)
-    assert binary.binary_output
+    assert binary.output.binary
     as_json = parse(image(shape=list(images.shape), data=images.ravel().tolist()))
     np.testing.assert_array_equal(as_json.images, images)
 
@@ -58,7 +59,7 @@ def test_binary_and_json_requests_carry_every_image(images: np.ndarray) -> None:
 def test_a_raw_request_is_one_image_and_a_binary_answer() -> None:
     request = parse(bytes(range(6)), "0")
     np.testing.assert_array_equal(request.images.ravel(), range(6))
-    assert request.binary_output
+    assert request.output.binary
     assert status_of(b"12345", "0") == 400
 
 
@@ -113,7 +114,7 @@ def test_a_raw_request_is_one_image_and_a_binary_answer() -> None:
         (
             {
                 **image(),
-                "outputs": [{"name": "probabilities", "parameters": {"classification": 1}}],
+                "outputs": [{"name": "probabilities", "parameters": {"classification": -1}}],
             },
             400,
         ),
@@ -191,10 +192,10 @@ def test_no_value_of_a_field_breaks_the_parser(field: str, value: object) -> Non
 
 @given(hnp.arrays(np.float32, (3, 2), elements=st.floats(0, 1, width=32)))
 def test_answers_carry_every_bit(probabilities: np.ndarray) -> None:
-    body, head = infer_answer(probabilities, SPEC, "id-1", binary=True)
+    body, head = infer_answer(probabilities, SPEC, "id-1", OutputWish(True))
     assert head is not None
     np.testing.assert_array_equal(read_answer(body, head), probabilities)
-    text, no_head = infer_answer(probabilities, SPEC, "id-1", binary=False)
+    text, no_head = infer_answer(probabilities, SPEC, "id-1", OutputWish())
     assert no_head is None
     document = json.loads(text)
     assert (document["model_name"], document["model_version"], document["id"]) == ("m", "3", "id-1")
@@ -204,13 +205,13 @@ def test_answers_carry_every_bit(probabilities: np.ndarray) -> None:
 
 
 def test_an_answer_repeats_no_id_that_was_not_given() -> None:
-    body, _ = infer_answer(np.zeros((1, 2), np.float32), SPEC, None, binary=False)
+    body, _ = infer_answer(np.zeros((1, 2), np.float32), SPEC, None, OutputWish())
     assert "id" not in json.loads(body)
 
 
 def test_documents_describe_the_signature() -> None:
     assert "binary_tensor_data" in server_document("1")["extensions"]
-    document = model_document(SPEC)
+    document = model_document(SPEC, ["3"])
     assert document["versions"] == ["3"]
     assert document["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 2, 3, 1]}]
     assert document["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}]

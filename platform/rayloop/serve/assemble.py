@@ -13,7 +13,7 @@ from rayloop.errors import Corrupt
 from rayloop.serve.batcher import Batcher
 from rayloop.serve.engine import Engine
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.service import EventSink, ModelService, Variant
+from rayloop.serve.service import EventSink, ModelService, Shelf, Variant
 from rayloop.serve.traffic import single
 
 CHAMPION = "champion"
@@ -25,19 +25,27 @@ saturation, a wrong file or wrong preprocessing move it by far more."""
 
 
 def make_service(
-    engine: Engine, spec: ModelSpec, config: ServeConfig, sink: EventSink | None = None
+    engine: Engine,
+    spec: ModelSpec,
+    config: ServeConfig,
+    sink: EventSink | None = None,
+    shelf: Shelf | None = None,
 ) -> ModelService:
     """A service with one variant, the champion."""
+    variants = {CHAMPION: make_variant(CHAMPION, engine, spec, config)}
+    new_id = prediction_ids(secrets.token_hex(8))
+    return ModelService(variants, single(CHAMPION), config, SYSTEM_CLOCK, new_id, sink, shelf)
+
+
+def make_variant(name: str, engine: Engine, spec: ModelSpec, config: ServeConfig) -> Variant:
+    """An engine with its queue; to be called on the event loop that will use it."""
     batcher = Batcher(
         engine.predict,
         max_batch_rows=config.max_batch_rows,
         max_wait_s=config.max_batch_wait_ms / 1000,
         max_queued_rows=config.max_queued_rows,
     )
-    variants = {CHAMPION: Variant(CHAMPION, spec, batcher)}
-    return ModelService(
-        variants, single(CHAMPION), config, SYSTEM_CLOCK, prediction_ids(secrets.token_hex(8)), sink
-    )
+    return Variant(name, spec, batcher)
 
 
 def prediction_ids(prefix: str) -> Callable[[], str]:

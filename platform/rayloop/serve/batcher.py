@@ -2,8 +2,9 @@
 
 One task on the event loop forms batches, one thread runs the engine. Size is counted in rows.
 While the engine runs, requests gather; what is there when it finishes is the next batch, so a lone
-request on an idle engine never waits. A request past its deadline or cancelled never reaches the
-engine, and an engine error on a joint batch is retried member by member.
+request on an idle engine never waits. A more urgent request goes before all less urgent ones that
+wait. A request past its deadline or cancelled never reaches the engine, and an engine error on a
+joint batch is retried member by member.
 """
 
 import asyncio
@@ -11,11 +12,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayloop.errors import WorkError
+from rayloop.serve.statistics import BatchTimes, VersionStatistics
+
+PRIORITY_LEVELS, DEFAULT_PRIORITY = 3, 2
+"""Priorities go from 1, the most urgent, to `PRIORITY_LEVELS`."""
 
 Rows = NDArray[np.uint8]
 Answers = NDArray[np.float32]
@@ -27,6 +33,10 @@ class QueueFull(WorkError):
 
 class DeadlinePassed(WorkError):
     """The request's time ran out before its answer was there."""
+
+
+class Stopping(WorkError):
+    """The server, or this version in it, is being stopped."""
 
 
 class EngineFailed(WorkError):
@@ -49,7 +59,9 @@ class _Request:
     future: asyncio.Future[Answers]
     parts: list[Answers | None]
     arrived_at: float
+    arrived_ns: int
     queued_pieces: int
+    priority: int
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +78,9 @@ class _Piece:
 @dataclass(slots=True)
 class _Outcome:
     answers: list[Answers | Exception] = field(default_factory=list)
+    calls: list[BatchTimes] = field(default_factory=list)
+    """One engine call for all pieces, or one for each."""
+
     retried: int = 0
 
 
@@ -93,23 +108,27 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._max_queued_rows = max_queued_rows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._pending: deque[_Piece] = deque()
+        self._levels: tuple[deque[_Piece], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
         self._queued_rows = 0
         self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.counts = BatcherCounts()
+        self.statistics = VersionStatistics()
 
     @property
     def queued_rows(self) -> int:
         """Rows that wait and are still wanted."""
         return self._queued_rows
 
-    async def submit(self, rows: Rows, timeout_s: float) -> Answers:
+    async def submit(
+        self, rows: Rows, timeout_s: float, priority: int = DEFAULT_PRIORITY
+    ) -> Answers:
         """The engine's answers [N, K] to rows [N, ...].
 
         Args:
             rows: At least one row.
             timeout_s: Seconds from now after which the answer is no longer wanted.
+            priority: 1 (most urgent) to `PRIORITY_LEVELS`.
 
         Raises:
             QueueFull: There is no room for the rows.
@@ -125,7 +144,7 @@ class Batcher:
                 f"{self._max_queued_rows}; try again shortly."
             )
         loop = asyncio.get_running_loop()
-        request = self._enqueue(rows, loop)
+        request = self._enqueue(rows, loop, priority)
         timer = loop.call_later(timeout_s, self._expire, request, timeout_s)
         try:
             return await request.future
@@ -136,20 +155,33 @@ class Batcher:
             timer.cancel()
             self._forget(request)
 
+    async def drain(self) -> None:
+        """Answer everything that waits, then stop the thread; nothing new may be submitted."""
+        while self._task is not None:
+            await asyncio.shield(self._task)
+        self._thread.shutdown(wait=True)
+
     async def close(self) -> None:
         """Let the batch that runs finish, fail what waits, and stop the thread."""
-        for piece in list(self._pending):
+        for piece in [piece for level in self._levels for piece in level]:
             if piece.wanted:
-                piece.request.future.set_exception(QueueFull("The server is stopping."))
+                piece.request.future.set_exception(Stopping("The server is stopping."))
         if self._task is not None:
             await self._task
         self._thread.shutdown(wait=True)
 
-    def _enqueue(self, rows: Rows, loop: asyncio.AbstractEventLoop) -> _Request:
+    def _enqueue(self, rows: Rows, loop: asyncio.AbstractEventLoop, priority: int) -> _Request:
         step = self._max_batch_rows
         slices = [rows[start : start + step] for start in range(0, len(rows), step)]
-        request = _Request(loop.create_future(), [None] * len(slices), loop.time(), len(slices))
-        self._pending.extend(_Piece(request, i, part) for i, part in enumerate(slices))
+        request = _Request(
+            loop.create_future(),
+            [None] * len(slices),
+            loop.time(),
+            perf_counter_ns(),
+            len(slices),
+            priority,
+        )
+        self._levels[priority - 1].extend(_Piece(request, i, part) for i, part in enumerate(slices))
         self._queued_rows += len(rows)
         if self._queued_rows >= self._max_batch_rows:
             self._full.set()
@@ -171,15 +203,16 @@ class Batcher:
         """Take what is left of a finished request out of the queue."""
         if not request.queued_pieces:
             return
-        for piece in [piece for piece in self._pending if piece.request is request]:
-            self._pending.remove(piece)
+        level = self._levels[request.priority - 1]
+        for piece in [piece for piece in level if piece.request is request]:
+            level.remove(piece)
             self._queued_rows -= len(piece.rows)
 
     async def _run(self) -> None:
         """Serve batches until nothing waits."""
         loop = asyncio.get_running_loop()
         try:
-            while self._pending:
+            while self._queued_rows:
                 pieces = self._take()
                 if not pieces:
                     continue
@@ -191,9 +224,10 @@ class Batcher:
 
     async def _gather_company(self, loop: asyncio.AbstractEventLoop) -> None:
         """After a batch, wait a little for a fuller one, if somebody waits already."""
-        if self._max_wait_s <= 0 or not self._pending:
+        if self._max_wait_s <= 0 or not self._queued_rows:
             return
-        left_s = self._pending[0].request.arrived_at + self._max_wait_s - loop.time()
+        oldest = min(level[0].request.arrived_at for level in self._levels if level)
+        left_s = oldest + self._max_wait_s - loop.time()
         if left_s <= 0 or self._queued_rows >= self._max_batch_rows:
             return
         self._full.clear()
@@ -204,37 +238,56 @@ class Batcher:
             return
 
     def _take(self) -> list[_Piece]:
-        """The next batch, oldest first, of pieces that are still wanted."""
+        """The next batch of pieces still wanted: the most urgent first, then the oldest."""
         pieces: list[_Piece] = []
-        room = self._max_batch_rows
-        while self._pending and len(self._pending[0].rows) <= room:
-            piece = self._pending.popleft()
-            piece.request.queued_pieces -= 1
-            self._queued_rows -= len(piece.rows)
-            if piece.wanted:
+        room, now_ns = self._max_batch_rows, perf_counter_ns()
+        for level in self._levels:
+            while level and len(level[0].rows) <= room:
+                piece = level.popleft()
+                piece.request.queued_pieces -= 1
+                self._queued_rows -= len(piece.rows)
+                if not piece.wanted:
+                    continue
                 pieces.append(piece)
                 room -= len(piece.rows)
+                if piece.index == 0:
+                    self.statistics.queue.add(now_ns - piece.request.arrived_ns)
+            if level:
+                break
         return pieces
 
     def _compute(self, pieces: list[_Piece]) -> _Outcome:
         """Run the engine on a batch; on an error run each member alone. In the engine's thread."""
+        outcome = _Outcome()
         if len(pieces) > 1:
+            start_ns = perf_counter_ns()
             try:
-                joint = self._checked(np.concatenate([piece.rows for piece in pieces]))
+                rows = np.concatenate([piece.rows for piece in pieces])
+                put_ns = perf_counter_ns()
+                joint = self._checked(rows)
+                run_ns = perf_counter_ns()
                 ends = np.cumsum([len(piece.rows) for piece in pieces])[:-1]
-                return _Outcome(list(np.split(joint, ends)))
+                outcome.answers.extend(np.split(joint, ends))
             except Exception:  # whichever member it was, the others get their answer
-                alone = [self._solo(piece) for piece in pieces]
-                return _Outcome(alone, retried=len(pieces))
-        return _Outcome([self._solo(pieces[0])])
+                outcome.retried = len(pieces)
+            else:
+                end_ns = perf_counter_ns()
+                times = BatchTimes(put_ns - start_ns, run_ns - put_ns, end_ns - run_ns)
+                outcome.calls.append(times)
+                return outcome
+        for piece in pieces:
+            self._solo(piece, outcome)
+        return outcome
 
-    def _solo(self, piece: _Piece) -> Answers | Exception:
+    def _solo(self, piece: _Piece, outcome: _Outcome) -> None:
+        start_ns = perf_counter_ns()
         try:
-            return self._checked(piece.rows)
+            outcome.answers.append(self._checked(piece.rows))
         except Exception as error:  # becomes the answer of this request alone
             failure = EngineFailed(f"The model failed on this input: {str(error)[:200]}")
             failure.__cause__ = error
-            return failure
+            outcome.answers.append(failure)
+        outcome.calls.append(BatchTimes(0, perf_counter_ns() - start_ns, 0))
 
     def _checked(self, rows: Rows) -> Answers:
         answers = self._predict(rows)
@@ -242,11 +295,24 @@ class Batcher:
             raise EngineFailed(f"The engine gave {len(answers)} answers to {len(rows)} rows.")
         return answers
 
-    def _deliver(self, pieces: list[_Piece], outcome: _Outcome) -> None:
+    def _count(self, pieces: list[_Piece], outcome: _Outcome) -> None:
         self.counts.batches += 1
         self.counts.retried_alone += outcome.retried
-        for piece, answer in zip(pieces, outcome.answers, strict=True):
+        if len(outcome.calls) == 1:
+            rows = sum(len(piece.rows) for piece in pieces)
+            requests = sum(piece.index == 0 for piece in pieces)
+            self.counts.rows += rows
+            if not isinstance(outcome.answers[0], Exception):
+                self.statistics.executed(rows, requests, outcome.calls[0])
+            return
+        for piece, answer, times in zip(pieces, outcome.answers, outcome.calls, strict=True):
             self.counts.rows += len(piece.rows)
+            if not isinstance(answer, Exception):
+                self.statistics.executed(len(piece.rows), int(piece.index == 0), times)
+
+    def _deliver(self, pieces: list[_Piece], outcome: _Outcome) -> None:
+        self._count(pieces, outcome)
+        for piece, answer in zip(pieces, outcome.answers, strict=True):
             request = piece.request
             if request.future.done():
                 continue

@@ -76,16 +76,21 @@ class HeldBody:
                 raise ClientGone
             chunk: bytes = message.get("body", b"")
             if chunk:
-                self._count(len(chunk))
+                self.count(len(chunk))
+                if self.size > self._limits.max_body_bytes:
+                    raise refusal(too_large(self._limits))
                 chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _count(self, more: int) -> None:
+    def count(self, more: int) -> None:
+        """Count bytes that are held from now on for this request.
+
+        Raises:
+            ProtocolError: 429, this and others hold too many.
+        """
         self.size += more
         self._gate.inflight_bytes += more
-        if self.size > self._limits.max_body_bytes:
-            raise refusal(too_large(self._limits))
         decision = admit_bytes(self._limits, self._gate.inflight_bytes)
         if isinstance(decision, Refuse):
             raise refusal(decision)
@@ -114,8 +119,8 @@ def decompress(body: bytes, content_encoding: str, max_bytes: int) -> bytes:
         raise ProtocolError(400, f"The {encoding} body is damaged: {error}.") from error
     if len(plain) > max_bytes:
         raise ProtocolError(413, f"The body is over {max_bytes} bytes once decompressed.")
-    if not stream.eof:
-        raise ProtocolError(400, f"The {encoding} body is cut short.")
+    if not stream.eof or stream.unused_data:
+        raise ProtocolError(400, f"The {encoding} body is cut short, or bytes follow it.")
     return plain
 
 

@@ -1,24 +1,27 @@
 """Turn HTTP requests into predictions: a plain ASGI application without a framework's overhead."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayloop import __version__
 from rayloop.config import ServeConfig
 from rayloop.serve.admission import Limits
 from rayloop.serve.batcher import DeadlinePassed
 from rayloop.serve.body import BodyGate, ClientGone, HeldBody, Receive, decompress
+from rayloop.serve.call import Call, Scope, near_or_far
+from rayloop.serve.catalog import Catalog
+from rayloop.serve.encoding import WORTH_BYTES, compress, wanted_encoding
 from rayloop.serve.events import decide
 from rayloop.serve.images import decode_image
 from rayloop.serve.multipart import file_field
 from rayloop.serve.protocol.answer import infer_answer
-from rayloop.serve.protocol.error import ProtocolError
-from rayloop.serve.protocol.infer import parse_infer
-from rayloop.serve.protocol.spec import model_document, server_document
+from rayloop.serve.protocol.infer import load_object, parse_infer
+from rayloop.serve.protocol.openapi import openapi_document
+from rayloop.serve.protocol.parameters import NOTHING_ASKED, Schedule, flag
+from rayloop.serve.protocol.request import malformed
 from rayloop.serve.reply import (
     Answer,
     Send,
@@ -26,53 +29,13 @@ from rayloop.serve.reply import (
     json_answer,
     send_answer,
     who_answered,
+    who_answered_parameters,
 )
-from rayloop.serve.routes import Route, find_route
-from rayloop.serve.service import ModelService, Prediction
+from rayloop.serve.routes import Action, Route, find_route
+from rayloop.serve.service import ModelService, Prediction, not_loaded
 
-Scope = Mapping[str, Any]
-T = TypeVar("T")
-
-INLINE_BYTES = 65_536
-"""Bodies up to this size are decoded on the event loop; a thread would cost more than it saves."""
-
-LONGEST_TIMEOUT_MS = 3_600_000.0
-
-
-class Call:
-    """One request: its headers, its body's chunks, and the moment nobody waits any more."""
-
-    def __init__(self, scope: Scope, receive: Receive, default_timeout_ms: float) -> None:
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.receive = receive
-        self._loop = asyncio.get_running_loop()
-        self.timeout_ms = self._wanted_timeout_ms(default_timeout_ms)
-        self._ends_at = self._loop.time() + self.timeout_ms / 1000
-
-    def header(self, name: bytes) -> str | None:
-        """A header's text by its lower-case name; None when it is missing."""
-        value = self._headers.get(name)
-        return None if value is None else value.decode("latin-1")
-
-    def left_s(self) -> float:
-        """Seconds until the deadline; negative once it has passed."""
-        return self._ends_at - self._loop.time()
-
-    def _wanted_timeout_ms(self, default_ms: float) -> float:
-        text = self.header(b"x-request-timeout-ms")
-        if text is None:
-            return default_ms
-        try:
-            timeout_ms = float(text)
-        except ValueError:
-            timeout_ms = -1.0
-        if not 0 < timeout_ms <= LONGEST_TIMEOUT_MS:
-            raise ProtocolError(
-                400,
-                f"x-request-timeout-ms {text[:40]!r} must be a number of milliseconds above 0 and "
-                f"up to {LONGEST_TIMEOUT_MS:.0f}.",
-            )
-        return timeout_ms
+INFLATING_AT_ONCE = 2
+"""Compressed bodies that may be inflated at the same time, so that bombs cannot add up."""
 
 
 class InferenceApp:
@@ -81,15 +44,26 @@ class InferenceApp:
     Args:
         service: Makes predictions.
         config: Limits and thresholds.
+        catalog: Answers questions about the model; made from the service when it is not given.
+        on_close: Awaited at the end, before the service closes.
     """
 
-    def __init__(self, service: ModelService, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        service: ModelService,
+        config: ServeConfig,
+        catalog: Catalog | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._service = service
         self._config = config
+        self._catalog = catalog or Catalog(service, config)
+        self._on_close = on_close
         limits = Limits(
             max_body_bytes=config.max_body_bytes, max_queued_rows=config.max_queued_rows
         )
         self._gate = BodyGate(limits, lambda: service.queued_rows)
+        self._inflating = asyncio.Semaphore(INFLATING_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope; nothing but cancellation leaves it as an exception."""
@@ -105,6 +79,8 @@ class InferenceApp:
             return
         except Exception as error:  # every error gets its answer
             answer = error_answer(error)
+        if len(answer.body) >= WORTH_BYTES:
+            answer = await _encoded(answer, scope)
         await send_answer(send, answer, scope["method"] == "HEAD")
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -113,29 +89,69 @@ class InferenceApp:
             if message["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             else:
+                if self._on_close is not None:
+                    await self._on_close()
                 await self._service.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        spec = self._service.spec
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        route = find_route(scope["method"], path, spec)
-        if route is Route.SERVER:
-            return json_answer(server_document(__version__), [])
-        if route is Route.MODEL:
-            return json_answer(model_document(spec), [])
-        if route is Route.LIVE:
-            return json_answer({"live": True}, [])
-        if route in (Route.READY, Route.MODEL_READY):
-            return json_answer({"ready": True}, [])
+        route = find_route(scope["method"], path)
+        if route.action is Action.INFER:
+            self._catalog.find(route.model, route.version)
+        elif route.action is not Action.PREDICT:
+            return await self._tell(route, scope, receive)
         call = Call(scope, receive, self._config.default_timeout_ms)
         self._gate.check(call.header(b"content-length"))
         with self._gate.holding() as held:
             body = await self._body(call, held)
-            if route is Route.INFER:
-                return await self._infer(call, body)
+            if route.action is Action.INFER:
+                return await self._infer(call, body, route)
             return await self._predict(call, body)
+
+    async def _tell(self, route: Route, scope: Scope, receive: Receive) -> Answer:
+        """Answer everything that is no prediction."""
+        catalog, model, version = self._catalog, route.model, route.version
+        match route.action:
+            case Action.LIVE:
+                return json_answer({"live": True})
+            case Action.READY:
+                if not catalog.ready():
+                    raise not_loaded(self._service.spec)
+                return json_answer({"ready": True})
+            case Action.SERVER:
+                return json_answer(catalog.server())
+            case Action.OPENAPI:
+                return json_answer(openapi_document(self._service.spec))
+            case Action.MODEL:
+                return json_answer(catalog.model(model, version))
+            case Action.MODEL_READY:
+                return json_answer(catalog.model_ready(model, version))
+            case Action.MODEL_CONFIG:
+                return json_answer(catalog.model_config(model, version))
+            case Action.STATISTICS:
+                return json_answer(await catalog.statistics(model, version))
+            case _:
+                return await self._repository(route, scope, receive)
+
+    async def _repository(self, route: Route, scope: Scope, receive: Receive) -> Answer:
+        call = Call(scope, receive, self._config.default_timeout_ms)
+        self._gate.check(call.header(b"content-length"))
+        with self._gate.holding() as held:
+            body = await self._body(call, held)
+        document = load_object(body) if body.strip() else {}
+        repository = self._catalog.repository
+        if route.action is Action.INDEX:
+            return json_answer(await repository.index(flag(document, "ready")))
+        parameters = document.get("parameters", {})
+        if not isinstance(parameters, dict):
+            malformed("`parameters` must be a JSON object.")
+        if route.action is Action.LOAD:
+            await repository.load(route.model, parameters)
+        else:
+            await repository.unload(route.model, parameters)
+        return json_answer({})
 
     async def _body(self, call: Call, held: HeldBody) -> bytes:
         try:
@@ -148,24 +164,29 @@ class InferenceApp:
         encoding = call.header(b"content-encoding")
         if encoding is None:
             return body
-        return await asyncio.to_thread(decompress, body, encoding, self._config.max_body_bytes)
+        async with self._inflating:
+            limit = self._config.max_body_bytes
+            plain = await asyncio.to_thread(decompress, body, encoding, limit)
+            held.count(len(plain))
+        return plain
 
-    async def _infer(self, call: Call, body: bytes) -> Answer:
-        request = await _near_or_far(
+    async def _infer(self, call: Call, body: bytes, route: Route) -> Answer:
+        request = await near_or_far(
             len(body),
             lambda: parse_infer(
                 body,
                 call.header(b"inference-header-content-length"),
-                self._service.spec,
+                self._service.find(route.version).spec,
                 self._config.max_rows_per_request,
             ),
         )
-        prediction = await self._run(call, request.images)
+        prediction = await self._run(call, request.images, request.schedule, route.version)
         content, head_bytes = infer_answer(
             prediction.probabilities,
             prediction.variant.spec,
             request.request_id,
-            request.binary_output,
+            request.output,
+            who_answered_parameters(prediction),
         )
         headers = who_answered(prediction)
         if head_bytes is None:
@@ -174,22 +195,26 @@ class InferenceApp:
         return Answer(200, content, headers, b"application/octet-stream")
 
     async def _predict(self, call: Call, body: bytes) -> Answer:
-        spec = self._service.spec
+        spec = self._service.find().spec
         content_type = call.header(b"content-type") or ""
         if content_type.lower().startswith("multipart/form-data"):
             body = file_field(content_type, body)
-        pixels = await _near_or_far(
+        pixels = await near_or_far(
             max(len(body), spec.row_bytes), lambda: decode_image(body, spec.shape)
         )
-        prediction = await self._run(call, pixels[None])
+        prediction = await self._run(call, pixels[None], NOTHING_ASKED, "")
         return json_answer(self._describe(prediction), who_answered(prediction))
 
-    async def _run(self, call: Call, images: NDArray[np.uint8]) -> Prediction:
+    async def _run(
+        self, call: Call, images: NDArray[np.uint8], schedule: Schedule, version: str
+    ) -> Prediction:
         return await self._service.predict(
             images,
-            unit=call.header(b"x-rayloop-unit") or "",
-            forced=call.header(b"x-rayloop-variant") or "",
-            timeout_s=call.left_s(),
+            unit=call.header(b"x-rayloop-unit") or schedule.unit,
+            forced=call.header(b"x-rayloop-variant") or schedule.variant,
+            timeout_s=call.left_s(schedule.timeout_s),
+            version=version,
+            priority=schedule.priority,
         )
 
     def _describe(self, prediction: Prediction) -> dict[str, Any]:
@@ -209,8 +234,14 @@ class InferenceApp:
         }
 
 
-async def _near_or_far(size_bytes: int, work: Callable[[], T]) -> T:
-    """Do small work here and large work in a thread, so that the loop keeps answering."""
-    if size_bytes <= INLINE_BYTES:
-        return work()
-    return await asyncio.to_thread(work)
+async def _encoded(answer: Answer, scope: Scope) -> Answer:
+    """A large answer in the encoding its client accepts, where that makes it smaller."""
+    accept = b",".join(value for name, value in scope["headers"] if name == b"accept-encoding")
+    encoding = wanted_encoding(accept.decode("latin-1")) if accept else ""
+    if not encoding:
+        return answer
+    body = await near_or_far(len(answer.body), lambda: compress(answer.body, encoding))
+    if len(body) >= len(answer.body):
+        return answer
+    headers = [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
+    return Answer(answer.status, body, answer.headers + headers, answer.content_type)

@@ -4,28 +4,57 @@ from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig, ServeConfig
 from rayloop.errors import Corrupt
 from rayloop.logs import stage_logger
-from rayloop.registry.release import ReleaseRecord, load_release
+from rayloop.registry.release import RECORD_FILE, ReleaseRecord, load_release, release_folder
 from rayloop.registry.store import open_registry
-from rayloop.serve.assemble import make_service, prove
+from rayloop.serve.assemble import make_service, make_variant, prove
 from rayloop.serve.engine import OnnxEngine, warm_up_sizes
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.service import EventSink, ModelService
+from rayloop.serve.service import EventSink, ModelService, Variant
 from rayloop.storage import Storage
 
 log = stage_logger("serve")
 
 
 def load_service(
-    storage: Storage, model: str, version: str, config: ServeConfig, sink: EventSink | None = None
+    storage: Storage,
+    model: str,
+    version: str,
+    config: ServeConfig,
+    sink: EventSink | None = None,
+    deployment: str = "",
 ) -> ModelService:
     """Load one version as the champion; to be called on the event loop that will use it.
 
     Args:
-        storage: Holds the release.
+        storage: Holds the releases.
         model: Name in the registry.
         version: Exact version, an integer as text.
         config: Threads, batch and queue sizes.
         sink: Receives prediction events.
+        deployment: Names what all replicas of one deployment remember together; empty for a
+            replica that is alone.
+
+    Raises:
+        DataMissing: There is no such release.
+        Corrupt: The artifact is damaged, or its golden answers are not reproduced here.
+    """
+    shelf = RegistryShelf(storage, model, config, deployment)
+    engine, spec = load_engine(storage, model, version, config)
+    service = make_service(engine, spec, config, sink, shelf)
+    wanted = shelf.remembered()
+    if wanted is not None:
+        for other in wanted:
+            if other != version:
+                service.add(shelf.load(other))
+        if version not in wanted:
+            service.drop(version)
+    return service
+
+
+def load_engine(
+    storage: Storage, model: str, version: str, config: ServeConfig
+) -> tuple[OnnxEngine, ModelSpec]:
+    """A version's engine, proven and warm, and what clients are told about it.
 
     Raises:
         DataMissing: There is no such release.
@@ -42,7 +71,61 @@ def load_service(
     difference = prove(engine, storage.read(f"{folder}/{release.golden['file']}"), folder)
     engine.warm(warm_up_sizes(config.max_batch_rows))
     log.info("%s version %s is ready (golden difference %.2g)", model, version, difference)
-    return make_service(engine, spec_of(release), config, sink)
+    return engine, spec_of(release)
+
+
+class RegistryShelf:
+    """The versions of one model in the registry.
+
+    Args:
+        storage: Holds the releases.
+        model: Name in the registry.
+        config: Threads, batch and queue sizes.
+        deployment: Names what its replicas remember together; empty remembers nothing.
+    """
+
+    def __init__(
+        self, storage: Storage, model: str, config: ServeConfig, deployment: str = ""
+    ) -> None:
+        self._storage = storage
+        self._model = model
+        self._config = config
+        self._note = f"serving/{model}/{deployment}.json" if deployment else ""
+
+    def published(self) -> list[str]:
+        """The versions whose release record is in place, lowest first."""
+        names = self._storage.names(f"models/{self._model}")
+        return sorted(
+            (
+                name
+                for name in names
+                if name.isdigit()
+                and self._storage.exists(f"{release_folder(self._model, name)}/{RECORD_FILE}")
+            ),
+            key=int,
+        )
+
+    def load(self, version: str) -> Variant:
+        """A version, loaded, proven and warm.
+
+        Raises:
+            DataMissing: There is no such release.
+            Corrupt: It is damaged, or its golden answers are not reproduced here.
+        """
+        engine, spec = load_engine(self._storage, self._model, version, self._config)
+        return make_variant(f"version-{version}", engine, spec, self._config)
+
+    def remember(self, versions: tuple[str, ...]) -> None:
+        """Note which versions are loaded, for replicas that start later."""
+        if self._note:
+            self._storage.write_json(self._note, {"versions": list(versions)})
+
+    def remembered(self) -> list[str] | None:
+        """The versions to load at the start; None when nothing was changed."""
+        if not self._note or not self._storage.exists(self._note):
+            return None
+        found: list[str] = self._storage.read_json(self._note)["versions"]
+        return found
 
 
 def spec_of(release: ReleaseRecord) -> ModelSpec:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayloop.logs import stage_logger
-from rayloop.serve.batcher import DeadlinePassed, EngineFailed, QueueFull
+from rayloop.serve.batcher import DeadlinePassed, EngineFailed, QueueFull, Stopping
 from rayloop.serve.body import Message
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.service import Prediction
@@ -26,17 +26,16 @@ class Answer:
     content_type: bytes = b"application/json"
 
 
-def json_answer(document: Mapping[str, Any], headers: list[tuple[bytes, bytes]]) -> Answer:
+def json_answer(
+    document: Mapping[str, Any] | list[Any], headers: list[tuple[bytes, bytes]] | None = None
+) -> Answer:
     """A document as a 200."""
-    return Answer(200, json.dumps(document).encode(), headers)
+    return Answer(200, json.dumps(document).encode(), headers or [])
 
 
 def error_answer(error: Exception) -> Answer:
-    """The one shape every error has: a status and `{"error": "..."}`.
-
-    An error nobody foresaw is logged with its traceback and answered with 500.
-    """
-    known = error if isinstance(error, ProtocolError) else _translate(error)
+    """The one shape every error has: a status and `{"error": "..."}`."""
+    known = as_protocol_error(error)
     headers = []
     if known.retry_after_s:
         headers.append((b"retry-after", str(known.retry_after_s).encode()))
@@ -52,6 +51,14 @@ def who_answered(prediction: Prediction) -> list[tuple[bytes, bytes]]:
     ]
 
 
+def who_answered_parameters(prediction: Prediction) -> dict[str, str]:
+    """The same in the parameters of an answer, which exist in both protocols."""
+    return {
+        "rayloop_variant": prediction.variant.name,
+        "rayloop_prediction_id": prediction.prediction_id,
+    }
+
+
 async def send_answer(send: Send, answer: Answer, head_only: bool) -> None:
     """Put an answer on the wire; to HEAD without its body."""
     headers = [
@@ -63,11 +70,19 @@ async def send_answer(send: Send, answer: Answer, head_only: bool) -> None:
     await send({"type": "http.response.body", "body": b"" if head_only else answer.body})
 
 
-def _translate(error: Exception) -> ProtocolError:
+def as_protocol_error(error: Exception) -> ProtocolError:
+    """The status and the sentence for an error, whichever protocol carries it.
+
+    An error nobody foresaw is logged with its traceback and becomes a 500 without its details.
+    """
+    if isinstance(error, ProtocolError):
+        return error
     if isinstance(error, QueueFull):
         return ProtocolError(429, str(error), 1)
     if isinstance(error, DeadlinePassed):
         return ProtocolError(504, str(error))
+    if isinstance(error, Stopping):
+        return ProtocolError(503, str(error), 1)
     if isinstance(error, EngineFailed):
         log.error("%s", error)
         return ProtocolError(500, str(error))

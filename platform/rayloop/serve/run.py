@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -20,12 +21,22 @@ from rayloop.errors import DoesNotFit, RequestError, WorkError
 from rayloop.haproxy import port_is_free
 from rayloop.logs import stage_logger
 from rayloop.serve.app import build_app
+from rayloop.serve.grpc_server import ATTACH, hosted_by_serve
 from rayloop.serve.options import failure_reason
 
 log = stage_logger("serve")
 
 APP_NAME = "rayloop"
 READY_TIMEOUT_S = 60.0
+
+
+class ServerUrl(str):
+    """The base URL of the REST interface, with the address of the gRPC interface beside it."""
+
+    __slots__ = ("grpc",)
+
+    grpc: str
+    """HOST:PORT; empty when gRPC is not served."""
 
 
 @contextmanager
@@ -35,13 +46,13 @@ def serving(
     home: str,
     model: str = "",
     version: str = "@champion",
-) -> Iterator[str]:
+) -> Iterator[ServerUrl]:
     """Serve one version while the context lasts, and stop Serve on leaving.
 
     Ray must be connected, with the environment of `rayloop.haproxy.ingress`.
 
     Args:
-        config: How to serve; `http_port` 0 picks a free port.
+        config: How to serve; port 0 picks a free one.
         registry: Where aliases are looked up.
         home: Root of the storage.
         model: Name in the registry; empty means `registry.model`.
@@ -51,19 +62,26 @@ def serving(
         The base URL, e.g. `http://127.0.0.1:8000`, once it answers.
 
     Raises:
-        RequestError: The port is in use, the version is missing, or the replicas do not fit.
+        RequestError: A port is in use, the version is missing, or the replicas do not fit.
         WorkError: The replicas failed to start.
     """
     port = choose_port(config)
+    config = replace(config, grpc_port=choose_grpc_port(config, port))
     check_room(config)
     app = build_app(config, registry, home, model, version)
-    with running(app, config.host, port) as url:
+    with running(app, config.host, port, config.grpc_port) as url:
         yield url
 
 
 @contextmanager
-def running(app: Application, host: str, port: int) -> Iterator[str]:
+def running(app: Application, host: str, port: int, grpc_port: int = 0) -> Iterator[ServerUrl]:
     """Run an application on a free host and port while the context lasts.
+
+    Args:
+        app: Made with a configuration that has the same `host` and `grpc_port`.
+        host: Address to bind to.
+        port: HTTP port.
+        grpc_port: gRPC port; 0 serves no gRPC.
 
     Yields:
         The base URL, once it answers.
@@ -71,17 +89,22 @@ def running(app: Application, host: str, port: int) -> Iterator[str]:
     Raises:
         WorkError: The replicas failed to start.
     """
-    log.info("starting Serve on %s:%d", host, port)
+    log.info("starting Serve on %s:%d, gRPC on port %d", host, port, grpc_port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())
+        serve.start(
+            http_options={"host": host, "port": port},
+            grpc_options=grpc_options(grpc_port),
+            logging_config=_quiet(),
+        )
         try:
             serve.run(app, name=APP_NAME, route_prefix="/", logging_config=_quiet())
         except RuntimeError as error:
             raise WorkError(
                 f"The model could not be served: {failure_reason(_report() or str(error))}"
             ) from error
-        url = base_url(host, port)
+        url = ServerUrl(base_url(host, port))
+        url.grpc = grpc_address(host, grpc_port)
         wait_until_ready(url, READY_TIMEOUT_S)
         yield url
     finally:
@@ -97,15 +120,53 @@ def choose_port(config: ServeConfig) -> int:
         RequestError: The port is in use.
     """
     if config.http_port == 0:
-        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
-            probe.bind((config.host, 0))
-            return int(probe.getsockname()[1])
+        return free_port(config.host)
     if not port_is_free(config.host, config.http_port):
         raise RequestError(
             f"serve.http_port={config.http_port} on {config.host} is in use or not allowed; stop "
             "the other server, or choose another with --serve.http_port (0 picks a free one)."
         )
     return config.http_port
+
+
+def choose_grpc_port(config: ServeConfig, taken: int) -> int:
+    """The gRPC port to serve on: the configured one when it is free, a free one for 0.
+
+    Where `http_port` is 0 as well, a port in use is no error, so that servers started side by side
+    need no second setting.
+
+    Args:
+        config: Names the host and the ports.
+        taken: The HTTP port that was chosen.
+
+    Raises:
+        RequestError: The port is in use.
+    """
+    port = config.grpc_port
+    if port and port != taken and port_is_free(config.host, port):
+        return port
+    if port and config.http_port:
+        raise RequestError(
+            f"serve.grpc_port={port} on {config.host} is in use or not allowed; stop the other "
+            "server, or choose another with --serve.grpc_port (0 picks a free one)."
+        )
+    while (found := free_port(config.host)) == taken:
+        continue
+    return found
+
+
+def free_port(host: str) -> int:
+    """A port that is free now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def grpc_options(grpc_port: int) -> dict[str, object] | None:
+    """Serve's gRPC options; None where the replicas listen by themselves, or there is no gRPC."""
+    if not grpc_port or not hosted_by_serve():
+        return None
+    return {"port": grpc_port, "grpc_servicer_functions": [ATTACH], "enable_reflection": False}
 
 
 def check_room(config: ServeConfig) -> None:
@@ -126,8 +187,12 @@ def check_room(config: ServeConfig) -> None:
 
 def base_url(host: str, port: int) -> str:
     """The URL under which a server bound to host and port is reached from its own machine."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+    return f"http://{_reached(host)}:{port}"
+
+
+def grpc_address(host: str, port: int) -> str:
+    """HOST:PORT under which the gRPC server is reached from its own machine; empty for port 0."""
+    return f"{_reached(host)}:{port}" if port else ""
 
 
 def wait_until_ready(url: str, timeout_s: float) -> None:
@@ -149,6 +214,11 @@ def wait_until_ready(url: str, timeout_s: float) -> None:
             last = str(error)
         time.sleep(0.05)
     raise WorkError(f"{url} was not ready within {timeout_s:.0f} s ({last}); see Serve's logs.")
+
+
+def _reached(host: str) -> str:
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached
 
 
 def _report() -> str:

@@ -1,11 +1,25 @@
 """Turn what a model takes and gives into the documents that describe it to clients."""
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayloop.config import ServeConfig
+from rayloop.serve.batcher import DEFAULT_PRIORITY, PRIORITY_LEVELS
+
 INPUT_NAME, OUTPUT_NAME = "image", "probabilities"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
 """What `GET /v2` advertises; only what is really offered, since clients act on it."""
 
 PLATFORM = "onnxruntime_onnx"
@@ -57,14 +71,75 @@ def server_document(version: str) -> dict[str, Any]:
     return {"name": "rayloop", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def model_document(spec: ModelSpec) -> dict[str, Any]:
-    """The answer of `GET /v2/models/MODEL`."""
+def model_document(spec: ModelSpec, versions: Sequence[str]) -> dict[str, Any]:
+    """The answer of `GET /v2/models/MODEL`.
+
+    Args:
+        spec: The version that is asked for, or answers by default.
+        versions: All that are loaded.
+    """
     return {
         "name": spec.model,
-        "versions": [spec.version],
+        "versions": list(versions),
         "platform": PLATFORM,
         "inputs": [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, *spec.shape]}],
         "outputs": [
             {"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, len(spec.class_names)]}
         ],
+    }
+
+
+def config_document(
+    spec: ModelSpec, versions: Sequence[str], config: ServeConfig
+) -> dict[str, Any]:
+    """The answer of `GET /v2/models/MODEL/config`: how it is really served.
+
+    `max_batch_size` is what one request may hold; the engine takes `preferred_batch_size` at once.
+
+    Args:
+        spec: The version.
+        versions: All that are loaded.
+        config: Batch sizes, times and limits.
+    """
+    return {
+        "name": spec.model,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [int(version) for version in versions]}},
+        "max_batch_size": config.max_rows_per_request,
+        "input": [
+            {
+                "name": INPUT_NAME,
+                "data_type": "TYPE_UINT8",
+                "format": "FORMAT_NHWC",
+                "dims": list(spec.shape),
+            }
+        ],
+        "output": [
+            {
+                "name": OUTPUT_NAME,
+                "data_type": "TYPE_FP32",
+                "dims": [len(spec.class_names)],
+                "label_filename": "",
+            }
+        ],
+        "instance_group": [
+            {"name": spec.model, "kind": "KIND_CPU", "count": config.max_replicas, "gpus": []}
+        ],
+        "default_model_filename": "model.onnx",
+        "dynamic_batching": {
+            "preferred_batch_size": [config.max_batch_rows],
+            "max_queue_delay_microseconds": int(config.max_batch_wait_ms * 1000),
+            "preserve_ordering": False,
+            "priority_levels": PRIORITY_LEVELS,
+            "default_priority_level": DEFAULT_PRIORITY,
+            "default_queue_policy": {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": int(config.default_timeout_ms * 1000),
+                "allow_timeout_override": True,
+                "max_queue_size": config.max_queued_rows,
+            },
+        },
+        "parameters": {"labels": {"string_value": json.dumps(spec.class_names)}},
+        "model_transaction_policy": {"decoupled": False},
     }

@@ -1,0 +1,181 @@
+"""Turn requests to list, load and unload versions into changes of a running service.
+
+A change concerns every replica: one is asked, it does it and tells the others, and those that
+start later read what is wanted from the storage.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from rayloop.errors import RequestError
+from rayloop.serve.protocol.error import ProtocolError
+from rayloop.serve.protocol.request import malformed
+from rayloop.serve.service import ModelService
+
+Document = dict[str, Any]
+Change = Callable[[str, str], Awaitable[None]]
+"""Do `load` or `unload` with a version in every other replica."""
+
+
+async def nobody_else(verb: str, version: str) -> None:
+    """The other replicas of a server that has one."""
+
+
+class Repository:
+    """The versions of one model: what could be loaded, what is, and how to change that.
+
+    Args:
+        service: Answers requests; changed by loads and unloads.
+        control: Whether clients may load and unload.
+        tell_others: Repeats a change in the other replicas.
+    """
+
+    def __init__(
+        self,
+        service: ModelService,
+        *,
+        control: bool = True,
+        tell_others: Change = nobody_else,
+    ) -> None:
+        self._service = service
+        self._shelf = service.shelf
+        self._control = control
+        self._tell_others = tell_others
+        self._unloaded = set(service.planned_versions) - set(service.versions)
+        self._changing = asyncio.Lock()
+
+    async def index(self, ready_only: bool) -> list[Document]:
+        """Every version with its state, lowest first, as the repository extension lists them."""
+        loaded = set(self._service.versions)
+        published = await asyncio.to_thread(self._shelf.published)
+        known = sorted({*published, *loaded, *self._unloaded}, key=int)
+        return [
+            self._entry(version, version in loaded)
+            for version in known
+            if version in loaded or not ready_only
+        ]
+
+    async def load(self, model: str, parameters: Mapping[str, object]) -> None:
+        """Load a version beside the others; what is loaded already stays as it is.
+
+        Without a version in the parameters, those that were unloaded come back; else the newest one
+        is loaded.
+
+        Raises:
+            ProtocolError: 400, 403, 404 or 503.
+        """
+        self._check(model)
+        await self._everywhere("load", await self._wanted(parameters))
+
+    async def unload(self, model: str, parameters: Mapping[str, object]) -> None:
+        """Unload the versions in the parameters; all of them when none is named.
+
+        Raises:
+            ProtocolError: 400, 403 or 404.
+        """
+        self._check(model)
+        chosen = chosen_versions(parameters)
+        for version in chosen:
+            self._service.find(version)
+        await self._everywhere("unload", chosen or list(self._service.versions))
+
+    async def _everywhere(self, verb: str, versions: list[str]) -> None:
+        for version in versions:
+            await self.apply(verb, version)
+            await asyncio.to_thread(self._shelf.remember, self._service.versions)
+            await self._tell_others(verb, version)
+
+    async def apply(self, verb: str, version: str) -> None:
+        """Do one change here alone; a change that is done already is nothing.
+
+        Args:
+            verb: `load` or `unload`.
+            version: Number in text.
+
+        Raises:
+            ProtocolError: 404 unknown version, 503 it cannot be loaded.
+        """
+        async with self._changing:
+            if verb == "unload":
+                if version in self._service.versions:
+                    self._unloaded.add(version)
+                await self._service.remove(version)
+                return
+            if version in self._service.versions:
+                return
+            try:
+                loaded = await asyncio.to_thread(self._shelf.load, version)
+            except ProtocolError:
+                raise
+            except RequestError as error:
+                raise ProtocolError(
+                    404, f"failed to load {self._service.spec.model!r}: {error}"
+                ) from error
+            self._service.add(loaded)
+            self._unloaded.discard(version)
+
+    async def _wanted(self, parameters: Mapping[str, object]) -> list[str]:
+        chosen = chosen_versions(parameters)
+        if chosen or self._unloaded:
+            return chosen or sorted(self._unloaded, key=int)
+        published = await asyncio.to_thread(self._shelf.published)
+        return [max(published, key=int)] if published else []
+
+    def _check(self, model: str) -> None:
+        if model != self._service.spec.model:
+            raise ProtocolError(
+                404,
+                f"failed to load {model[:100]!r}: it is unknown; this server has "
+                f"{self._service.spec.model!r}.",
+            )
+        if not self._control:
+            raise ProtocolError(
+                403, "Clients may not load or unload here (serve.model_control is off)."
+            )
+
+    def _entry(self, version: str, loaded: bool) -> Document:
+        reason = "" if loaded else "unloaded" if version in self._unloaded else "not loaded"
+        return {
+            "name": self._service.spec.model,
+            "version": version,
+            "state": "READY" if loaded else "UNAVAILABLE",
+            "reason": reason,
+        }
+
+
+def chosen_versions(parameters: Mapping[str, object]) -> list[str]:
+    """The versions that parameters of a load or unload name; empty for none.
+
+    They are named by `version`, or by a model configuration in `config` with
+    `version_policy: {"specific": {"versions": [...]}}`. Files cannot be sent: a version is what the
+    registry holds.
+
+    Raises:
+        ProtocolError: 400.
+    """
+    if any(name.startswith("file:") for name in parameters):
+        malformed("Model files cannot be sent with a load; register a version and load that.")
+    if "version" in parameters:
+        version = str(parameters["version"])
+        return [_number(version)]
+    config = parameters.get("config")
+    if config is None:
+        return []
+    policy: object = None
+    with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError, LookupError):
+        policy = json.loads(str(config)).get("version_policy", {}).get("specific", {})["versions"]
+    if not isinstance(policy, list) or not policy or len(policy) > 100:
+        malformed(
+            "`config` must be a JSON string with version_policy.specific.versions, a list of "
+            "numbers; other settings cannot be changed by a load."
+        )
+    return [_number(str(version)) for version in policy]
+
+
+def _number(version: str) -> str:
+    if not (version.isascii() and version.isdigit() and len(version) < 19):
+        malformed(f"Version {version[:40]!r} must be a whole number.")
+    return str(int(version))
