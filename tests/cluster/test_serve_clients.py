@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -130,8 +131,6 @@ def publish(storage: Storage, version: str) -> None:
 
 
 def free_ports(count: int) -> list[str]:
-    import socket
-
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -524,3 +523,38 @@ def test_the_ports_are_private(addresses) -> None:
     """Neither REST nor gRPC is reached under another address of this machine."""
     for address in addresses:
         assert haproxy.port_is_free("127.0.0.2", int(address.rsplit(":", 1)[1]))
+
+
+def listeners(port: int) -> set[tuple[str, int]]:
+    """IPv4 addresses on which the HAProxy that has this port listens."""
+    listening: dict[str, tuple[str, int]] = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A":
+            address, _, hex_port = fields[1].partition(":")
+            dotted = ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
+            listening[fields[9]] = (dotted, int(hex_port, 16))
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if comm.read_text().strip() == "haproxy":
+                links = [os.readlink(link) for link in (comm.parent / "fd").iterdir()]
+                found = {listening.get(link[8:-1]) for link in links if link.startswith("socket:[")}
+                known = {entry for entry in found if entry is not None}
+                if any(entry[1] == port for entry in known):
+                    return known
+    return set()
+
+
+def test_haproxy_speaks_json_and_listens_on_loopback_only(addresses) -> None:
+    host, _, port = addresses[0].rpartition(":")
+    found = listeners(int(port))
+    if not found:
+        pytest.skip("Serve's own proxy answers here")
+    assert len(found) >= 4  # REST, gRPC, metrics, statistics
+    assert {address for address, _ in found} == {"127.0.0.1"}
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"NONSENSE\r\n\r\n")
+        content = b"".join(iter(lambda: connection.recv(65_536), b""))
+    head, _, body = content.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]

@@ -284,6 +284,20 @@ def test_a_message_beyond_the_limit_is_refused_before_it_is_decoded() -> None:
     assert status(bytes(10 * CONFIG.max_body_bytes)) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_a_compressed_message_is_understood_and_a_bomb_is_refused() -> None:
+    async def talk(client: Client):
+        packed = {"compression": grpc.Compression.Gzip}
+        good = await client.call("ModelInfer", infer(), **packed)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.call("ModelInfer", bytes(50_000_000), **packed)
+        assert (await client.call("ServerLive")).live
+        return floats(good), caught.value.code()
+
+    found, code = serve(talk)
+    np.testing.assert_array_equal(found, Engine().predict(IMAGES))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_a_full_queue_is_resource_exhausted_and_a_cancelled_call_never_reaches_the_engine() -> None:
     engine = Engine()
     engine.door.clear()
@@ -347,7 +361,7 @@ def test_a_stream_answers_in_order_and_errors_are_single() -> None:
     async def talk(client: Client):
         return [answer async for answer in client.stream(iter(messages))]
 
-    answers = serve(talk)
+    answers = serve(talk, config=ServeConfig())
     assert len(answers) == 60
     assert "other" in answers[3].error_message
     for index, answer in enumerate(answers):
