@@ -187,20 +187,25 @@ def machine() -> dict[str, Any]:
     for line in io.StringIO(Path("/proc/cpuinfo").read_text()):
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
-    git = ["git", "-C", str(REPOSITORY)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "platform"], capture_output=True, text=True
-    )
+    import rayloop
+
+    code = str(Path(rayloop.__file__).parent)
+    head = _git(code, "rev-parse", "--short", "HEAD") or "unknown"
+    changed = " with local changes" if _git(code, "status", "--porcelain", ".") else ""
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() + (" with local changes" if changed.stdout else ""),
+        "commit": head + changed,
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg(),
     }
+
+
+def _git(folder: str, *command: str) -> str:
+    done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def say(text: str) -> None:

@@ -41,7 +41,7 @@ def best(rounds: Rounds, prefix: str, key: str, lower: bool = False) -> float:
 def verdict(found: float, limit: float, at_least: bool) -> str:
     """`reached` or `missed`, or that it was not measured."""
     if math.isnan(found):
-        return "not measured"
+        return "none to measure"
     return "reached" if (found >= limit if at_least else found <= limit) else "missed"
 
 
@@ -225,7 +225,7 @@ def versions() -> list[str]:
     return lines
 
 
-def write(out: Path, target: Path) -> None:
+def write(out: Path, target: Path, note: str) -> None:
     """Write the result file and the picture beside it."""
     found = {
         name: json.loads((out / f"{name}.json").read_text())
@@ -244,7 +244,7 @@ def write(out: Path, target: Path) -> None:
         f"the end of the first scenario {machine['load_average'][0]:.1f}. Client and server share "
         "the cores; rounds alternate forwards and backwards. Mean ± standard deviation over n "
         "rounds. `python benchmarks/serving/all.py` makes this file.",
-        "", f"![ratios]({image.name})", "", *goals(data), "",
+        *(["", f"**{note}**"] if note else []), "", f"![ratios]({image.name})", "", *goals(data), "",
         "Of a peer with several configurations the best counts; overload is the worst round.",
     ]  # fmt: skip
     for name, document in found.items():
@@ -269,8 +269,9 @@ def main() -> None:
         "--out", type=Path, default=Path(tempfile.gettempdir()) / "rayloop-serving-results"
     )
     flags.add_argument("--target", type=Path, default=HERE / "RESULTS_cpu_2026-11-21.md")
+    flags.add_argument("--note", default="", help="what a reader must know about this run")
     arguments = flags.parse_args()
-    write(arguments.out, arguments.target)
+    write(arguments.out, arguments.target, arguments.note)
 
 
 if __name__ == "__main__":
