@@ -244,7 +244,8 @@ def write(out: Path, target: Path, note: str) -> None:
         f"the end of the first scenario {machine['load_average'][0]:.1f}. Client and server share "
         "the cores; rounds alternate forwards and backwards. Mean ± standard deviation over n "
         "rounds. `python benchmarks/serving/all.py` makes this file.",
-        *(["", f"**{note}**"] if note else []), "", f"![ratios]({image.name})", "", *goals(data), "",
+        *(["", f"**{note}**"] if note else []),
+        "", f"![ratios]({image.name})", "", *goals(data), "",
         "Of a peer with several configurations the best counts; overload is the worst round.",
     ]  # fmt: skip
     for name, document in found.items():
