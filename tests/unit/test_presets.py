@@ -39,7 +39,7 @@ def test_words_change_the_preset() -> None:
         (["laptop", "--train.epochs", "many"], "--train.epochs"),
         (["laptop", "--train.epochs", "-3"], "train.epochs=-3.0 is out of range"),
         (["laptop", "--train.seed", "-1"], "train.seed=-1 is out of range"),
-        (["laptop", "--train.num_workers", "3"], "use 255 or 258"),
+        (["laptop", "--train.num_workers", "3"], "use 126 or 129"),
         (["laptop", "--train.optimizer", "adam"], "'adam'"),
         (["laptop", "--train.lr", "1"], "--train.lr"),
         (["laptop", "--data.source", "parquet"], "needs data.path"),
