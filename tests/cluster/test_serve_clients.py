@@ -545,16 +545,9 @@ def listeners(port: int) -> set[tuple[str, int]]:
     return set()
 
 
-def test_haproxy_speaks_json_and_listens_on_loopback_only(addresses) -> None:
-    host, _, port = addresses[0].rpartition(":")
-    found = listeners(int(port))
+def test_haproxy_listens_on_loopback_only(addresses) -> None:
+    found = listeners(int(addresses[0].rpartition(":")[2]))
     if not found:
         pytest.skip("Serve's own proxy answers here")
     assert len(found) >= 4  # REST, gRPC, metrics, statistics
     assert {address for address, _ in found} == {"127.0.0.1"}
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(b"NONSENSE\r\n\r\n")
-        content = b"".join(iter(lambda: connection.recv(65_536), b""))
-    head, _, body = content.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["error"]
