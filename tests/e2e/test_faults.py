@@ -28,16 +28,24 @@ def disturbed(home: Path, run_id: str, signal_number: int, *words: str) -> Done:
         stderr=subprocess.PIPE,
         text=True,
     )
-    storage = Storage(str(home))
-    until = time.monotonic() + 240
-    while len(checkpoint_paths(storage, run_id)) < 2 and job.poll() is None:
+    try:
+        wait_for_checkpoints(Storage(str(home)), run_id, job)
+        workers = workers_of(job.pid)
+        assert len(workers) == 2, f"the job has the workers {workers}"
+        os.kill(workers[1], signal_number)
+        out, err = job.communicate(timeout=400)
+    finally:
+        job.terminate()
+    return Done(job.returncode, out, err)
+
+
+def wait_for_checkpoints(storage: Storage, run_id: str, job: subprocess.Popen[str]) -> None:
+    """Return once the run has two checkpoints."""
+    until = time.monotonic() + 400
+    while len(checkpoint_paths(storage, run_id)) < 2:
+        assert job.poll() is None, f"the job ended with {job.returncode}"
         assert time.monotonic() < until, "no checkpoint came"
         time.sleep(0.02)
-    workers = workers_of(job.pid)
-    assert len(workers) == 2
-    os.kill(workers[1], signal_number)
-    out, err = job.communicate(timeout=300)
-    return Done(job.returncode, out, err)
 
 
 def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn):
