@@ -1,6 +1,6 @@
 """Train on several nodes of this machine while one is taken away; run by test_nodes.py.
 
-    python tests/e2e/nodes.py HOME RUN_ID {kill,drain} [stream]
+    python tests/e2e/nodes.py HOME RUN_ID {kill,drain}
 
 A head without CPUs and two nodes with room for one worker each. Once a checkpoint is there, one of
 the two nodes is killed, or drained with notice as a spot machine is. `kill` adds a node later, so
@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rayloop.cluster import set_environment
@@ -35,10 +36,10 @@ from rayloop.train import run as training  # noqa: E402
 from rayloop.train.checkpoint import checkpoint_paths  # noqa: E402
 
 CONFIG = Config(
-    data=DataConfig(source="digits", val_share=0.15, steps_per_block=8),
+    data=DataConfig(source="digits", val_share=0.15),
     model=ModelConfig(widths=(8, 16)),
     train=TrainConfig(
-        epochs=40,
+        epochs=60,
         global_batch_size=64,
         norm_group_rows=32,
         min_workers=1,
@@ -51,13 +52,12 @@ CONFIG = Config(
 
 def main() -> None:
     """Start the nodes, train, disturb, and say what came of it."""
-    home, run_id, how, *rest = sys.argv[1:]
+    home, run_id, how = sys.argv[1:]
     storage = Storage(home)
-    feed: Any = "stream" if rest else "resident"
-    config = replace(CONFIG, run_id=run_id, data=replace(CONFIG.data, feed=feed))
+    config = replace(CONFIG, run_id=run_id)
     training.RESIZE_INTERVAL_S = 5.0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(3 if rest else 2)]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     try:
@@ -93,7 +93,8 @@ def disturb(
 
 def drain(cluster: Cluster, node: Any) -> None:
     """Announce that a node goes away in a few seconds, as a cloud does, then take it."""
-    words = ["ray", "drain-node", "--address", cluster.address, "--node-id", node.node_id]
+    words = [str(Path(sys.executable).with_name("ray")), "drain-node"]
+    words += ["--address", cluster.address, "--node-id", node.node_id]
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
     subprocess.run([*words, "--deadline-remaining-seconds", "8"], check=True, capture_output=True)
     time.sleep(8)
