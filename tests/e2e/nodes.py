@@ -1,6 +1,6 @@
 """Train on several nodes of this machine while one is taken away; run by test_nodes.py.
 
-    python tests/e2e/nodes.py HOME RUN_ID {kill,drain}
+    python tests/e2e/nodes.py HOME RUN_ID {kill,drain} {resident,stream}
 
 A head without CPUs and two nodes with room for one worker each. Once a checkpoint is there, one of
 the two nodes is killed, or drained with notice as a spot machine is. `kill` adds a node later, so
@@ -14,7 +14,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rayloop.cluster import set_environment
 
@@ -28,6 +28,7 @@ set_environment(
 
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray.util.state import list_actors  # noqa: E402
 
 from rayloop.config import Config, DataConfig, ModelConfig, TrainConfig  # noqa: E402
 from rayloop.storage import Storage  # noqa: E402
@@ -36,7 +37,7 @@ from rayloop.train import run as training  # noqa: E402
 from rayloop.train.checkpoint import checkpoint_paths  # noqa: E402
 
 CONFIG = Config(
-    data=DataConfig(source="digits", val_share=0.15),
+    data=DataConfig(source="digits", val_share=0.15, steps_per_block=8),
     model=ModelConfig(widths=(8, 16)),
     train=TrainConfig(
         epochs=60,
@@ -52,9 +53,9 @@ CONFIG = Config(
 
 def main() -> None:
     """Start the nodes, train, disturb, and say what came of it."""
-    home, run_id, how = sys.argv[1:]
+    home, run_id, how, feed = sys.argv[1:]
     storage = Storage(home)
-    config = replace(CONFIG, run_id=run_id)
+    config = replace(CONFIG, run_id=run_id, data=replace(CONFIG.data, feed=cast(Any, feed)))
     training.RESIZE_INTERVAL_S = 5.0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -64,6 +65,7 @@ def main() -> None:
         with ThreadPoolExecutor() as pool:  # nodes can be added from the main thread only
             done = pool.submit(training.train, config, storage, Tracker(storage))
             told = disturb(cluster, nodes, storage, run_id, how, done)
+            told["board_is_here"] = board_node() == ray.get_runtime_context().get_node_id()
             result = done.result()
     finally:
         ray.shutdown()
@@ -73,7 +75,7 @@ def main() -> None:
 
 def disturb(
     cluster: Cluster, nodes: list[Any], storage: Storage, run_id: str, how: str, done: Future[Any]
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Take a node away once there are checkpoints; gives the steps done at each event."""
 
     def wait_for_step(step: int) -> int:
@@ -99,6 +101,12 @@ def drain(cluster: Cluster, node: Any) -> None:
     subprocess.run([*words, "--deadline-remaining-seconds", "8"], check=True, capture_output=True)
     time.sleep(8)
     cluster.remove_node(node, allow_graceful=False)
+
+
+def board_node() -> str:
+    """The node of the run's progress board, with which the run would end."""
+    (board,) = list_actors(filters=[("class_name", "=", "ProgressBoard")])
+    return str(board.node_id)
 
 
 def newest(storage: Storage, run_id: str) -> int:

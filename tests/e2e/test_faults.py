@@ -48,16 +48,19 @@ def wait_for_checkpoints(storage: Storage, run_id: str, job: subprocess.Popen[st
         time.sleep(0.02)
 
 
-def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn):
-    done = disturbed(turn.home, "worker-killed", signal.SIGKILL)
+@pytest.mark.parametrize("feed", ["resident", "stream"])
+def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn, feed):
+    run_id = f"worker-killed-{feed}"
+    done = disturbed(turn.home, run_id, signal.SIGKILL, "--data.feed", feed)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "workers started again, going on at step" in done.stderr
     result = done.last_line
+    assert result["feed"] == feed
     assert result["checkpoint_digest"] == turn.done.last_line["checkpoint_digest"]
     assert result["interruptions"] == 1
     assert 0 <= result["lost_steps"] <= 2 * 20  # an epoch has 20 steps; one may be in writing
     assert sum(result["ledger_s"].values()) == pytest.approx(
-        json.loads((turn.home / "runs/worker-killed/ledger.json").read_text())["total_s"], rel=0.01
+        json.loads((turn.home / f"runs/{run_id}/ledger.json").read_text())["total_s"], rel=0.01
     )
 
 

@@ -33,7 +33,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def killed(home) -> Done:
     """A node is killed and the run shrinks; a node joins, and the run may grow."""
-    return train_on_nodes(home, "killed", "kill")
+    return train_on_nodes(home, "killed", "kill", "resident")
 
 
 def test_an_elastic_run_goes_on_with_the_node_that_is_left(killed):
@@ -43,11 +43,13 @@ def test_an_elastic_run_goes_on_with_the_node_that_is_left(killed):
     assert result["interruptions"] >= 1
     assert result["num_workers"] == result["interruptions"]  # one, or two again
     assert result["lost_steps"] < result["steps"] / 10
+    assert result["board_is_here"]
 
 
 def test_a_node_that_is_drained_costs_no_more_than_the_steps_since_the_notice(home, killed):
-    drained = train_on_nodes(home, "drained", "drain")
+    drained = train_on_nodes(home, "drained", "drain", "stream")
     assert drained.returncode == 0, drained.stderr[-3000:]
     result = drained.last_line
     assert result["lost_steps"] < result["steps"] / 10
+    assert result["feed"] == "stream"
     assert result["checkpoint_digest"] == killed.last_line["checkpoint_digest"]

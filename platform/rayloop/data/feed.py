@@ -1,7 +1,7 @@
 """A dataset version and an order -> a Ray Data stream -> per-worker batches.
 
-The stream's source is the order itself: its rows are (step, rank) pairs, in blocks of some dozens
-of steps, and a pool of actors gathers the images of each from memory-mapped shards. So one pipeline
+The stream's source is the order itself: each of its rows is a span of some dozens of steps of one
+rank, and an actor gathers the images of each from memory-mapped shards. So one pipeline
 serves the whole run and starts at any step; nothing is skipped and nothing is shuffled on the way.
 It gives the same rows in the same order as `rayloop.data.batches.ResidentFeed`.
 """
@@ -89,25 +89,27 @@ def stream_dataset(
 
     Blocks alternate between the ranks, so that an order-preserving split by whole blocks hands
     each rank its own; `StreamFeed` checks that it did.
+
+    Nothing in it asks for a CPU, neither the source, which is made here, nor the gathering actor:
+    an elastic run takes every CPU of the cluster, and what waited for one would wait for ever.
     """
-    blocks = [
-        pa.table({"step": np.arange(start, stop), "rank": np.full(stop - start, rank)})
+    spans = [
+        {"start": start, "stop": min(start + config.steps_per_block, last_step), "rank": rank}
         for start in range(first_step, last_step, config.steps_per_block)
-        for stop in [min(start + config.steps_per_block, last_step)]
         for rank in range(world_size)
     ]
-    return ray.data.from_arrow(blocks).map_batches(
+    return ray.data.from_items(spans, override_num_blocks=max(1, len(spans))).map_batches(
         Gather,
         fn_constructor_args=(storage, dataset, order, world_size),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0.5,
+        num_cpus=0,
     )
 
 
 class Gather:
-    """(step, rank) pairs -> the rows they stand for, picked from memory-mapped shards."""
+    """Spans of steps -> the rows they stand for, picked from memory-mapped shards."""
 
     def __init__(
         self, storage: Storage, dataset: DatasetVersion, order: SampleOrder, world_size: int
@@ -119,17 +121,23 @@ class Gather:
         self._labels = np.concatenate([labels for _, labels in parts])
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
-    def __call__(self, pairs: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, spans: pa.Table) -> dict[str, npt.NDArray[Any]]:
         """Gather one block; all ranks get equally many rows, shorter stripes with fillers."""
         size = self._order.largest_stripe(self._world_size)
+        pairs = [
+            (step, span["rank"])
+            for span in spans.to_pylist()
+            for step in range(span["start"], span["stop"])
+        ]
+        steps, ranks = np.repeat(np.array(pairs).T, size, axis=1)
         stripes = [
             self._order.rows(step)[0][self._order.stripe(step, rank, self._world_size)]
-            for step, rank in zip(pairs["step"].to_pylist(), pairs["rank"].to_pylist(), strict=True)
+            for step, rank in pairs
         ]
         rows = np.concatenate([np.resize(stripe, size) for stripe in stripes])
         return {
-            "step": np.repeat(pairs["step"].to_numpy(), size),
-            "rank": np.repeat(pairs["rank"].to_numpy(), size),
+            "step": steps,
+            "rank": ranks,
             "row_id": rows,
             "label": self._labels[rows],
             "image": self._pick(rows),

@@ -155,7 +155,7 @@ def _fit(
         log.info("run %s goes on at step %d", config.run_id, first_step)
     path = f"runs/{config.run_id}/ledger.json"
     journal = storage.read_json(path) if storage.exists(path) else None
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote(journal, began_at)
+    board = _board(journal, began_at)
     task = _task(config, storage, dataset, board)
 
     def track(record: dict[str, float]) -> None:
@@ -182,6 +182,13 @@ def _fit(
         "interruptions": accounts.interruptions,
         "lost_steps": accounts.lost_steps,
     }
+
+
+def _board(journal: dict[str, Any] | None, began_at: float) -> Any:
+    """The progress board on the driver's own node: a node that goes away must not take it along."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    actor = ray.remote(num_cpus=0, label_selector=here)(ProgressBoard)
+    return actor.remote(journal, began_at)
 
 
 def _task(config: Config, storage: Storage, dataset: DatasetVersion, board: Any) -> WorkerTask:
