@@ -22,7 +22,7 @@ from rayloop.storage import Storage, home
 def main() -> dict[str, Any]:
     """Parse the command line, run every stage, show the table, and give the last line."""
     config = parse_config(__doc__)
-    with haproxy.ingress(config.serve.haproxy) as extra, connect(config.cluster, extra):
+    with haproxy.ingress(config.serve) as extra, connect(config.cluster, extra):
         from rayloop.pipeline.run import run_pipeline  # noqa: PLC0415  imports Ray, after connect
 
         summary = run_pipeline(config, Storage(home()))

@@ -22,7 +22,7 @@ from rayloop.presets import parse_config
 def main() -> dict[str, Any]:
     """Serve until a signal comes."""
     config = parse_config(__doc__)
-    with haproxy.ingress(config.serve.haproxy) as extra, cluster.connect(config.cluster, extra):
+    with haproxy.ingress(config.serve) as extra, cluster.connect(config.cluster, extra):
         from rayloop.serve.run import serving  # noqa: PLC0415  imports Ray
 
         with serving(config.serve, config.registry, storage.home()) as url:

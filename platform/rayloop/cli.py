@@ -86,7 +86,7 @@ def _deploy(chosen: argparse.Namespace, _: list[str]) -> None:
 
     model, reference = split_reference(chosen.model)
     config = replace(load_preset("laptop"))
-    with haproxy.ingress(config.serve.haproxy) as extra, cluster.connect(config.cluster, extra):
+    with haproxy.ingress(config.serve) as extra, cluster.connect(config.cluster, extra):
         import signal  # noqa: PLC0415
 
         from rayloop.serve.run import serving  # noqa: PLC0415  imports Ray, after connect

@@ -426,6 +426,10 @@ class ServeConfig:
     max_queued_rows: int = 1024
     """Rows that may wait in one replica; beyond it a request is refused with 429."""
 
+    max_queued_requests: int = 256
+    """Requests that may wait in HAProxy for each replica, behind those it works on; beyond it a
+    request is refused with 429 before a replica hears of it."""
+
     max_body_bytes: int = 33_554_432
     """Largest request body; beyond it 413."""
 
@@ -447,6 +451,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _in_range("serve", self, 0, 65535, "http_port", "grpc_port")
         _in_range("serve", self, 0, 10_000, "min_replicas")
+        _in_range("serve", self, 1, 1_000_000, "max_queued_requests")
         _in_range("serve", self, 1, 10_000, "max_replicas", "cpus_per_replica")
         _in_range("serve", self, 1, 65536, "max_batch_rows")
         _in_range("serve", self, 0.0, 60_000.0, "max_batch_wait_ms")

@@ -7,7 +7,8 @@ stays private.
 
 What Serve's template leaves no setting for is adapted by a small program that Serve starts in
 HAProxy's place: metrics and statistics are bound to 127.0.0.1, HAProxy's own errors become
-`{"error": ...}` with the status they mean, and a request's head must arrive in time.
+`{"error": ...}` with the status they mean, a request's head must arrive in time, and what a replica
+cannot take waits here or is refused here, where a refusal costs next to nothing.
 """
 
 import importlib.util
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 
+from rayloop.config import ServeConfig
 from rayloop.errors import ConfigError, DoesNotFit
 from rayloop.logs import stage_logger
 
@@ -37,12 +39,26 @@ LONGEST_FOLDER = 40
 GRPC_MESSAGE_BYTES = 64 * 2**20
 """Largest gRPC message that Serve's server takes in; `serve.max_body_bytes` is checked after."""
 
+ARRIVED = "x-rayloop-arrived"
+"""Header with the machine's name and its clock, in microseconds since the epoch, when a request was
+whole; the replica counts deadlines from there if it runs on the same machine."""
+
 _SED = r"""/^frontend prometheus/,/^frontend http/s|bind :|bind 127.0.0.1:|
 /^listen stats/,$s|bind \*:|bind 127.0.0.1:|
 /^ *errorfile 50[234] /d
 /^defaults$/r {folder}/defaults
 s|status 404 content-type text/plain lf-string .*|status 404 content-type application/json file {folder}/404.json|
+/^ *option httplog$/d
+/^ *log global$/d
+/^frontend http_frontend$/a\    option http-buffer-request
+/^ *# Servers in this backend$/r {folder}/backend
 """  # noqa: E501
+_BACKEND = """\
+    default-server maxconn {at_once}
+    http-request return status 429 content-type application/json file {folder}/429.json \
+hdr retry-after 1 if {{ avg_queue ge {waiting} }}
+    http-request set-header {arrived} %[hostname]/%[date(0,us)]
+"""
 _FRONT = """#!/bin/sh
 # Adapts the configuration that follows -f, then becomes HAProxy with the same arguments.
 config=
@@ -72,7 +88,7 @@ OWN_ERRORS = {
     413: (413, "The request is too large."),
     500: (500, "The ingress met an error of its own."),
     502: (503, "The replica was lost before its answer was whole; try again shortly."),
-    503: (503, "No replica is ready; try again shortly."),
+    503: (503, "No replica is free; try again shortly."),
     504: (504, "The replica did not answer in time."),
 }
 """HAProxy's own errors: the status it has for one, and the status and sentence a client gets."""
@@ -85,11 +101,12 @@ def available() -> bool:
     return os.access(_binary(), os.X_OK)
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, config: ServeConfig) -> dict[str, str]:
     """The variables for HAProxy ingress and throughput mode, or without it for Serve's proxy.
 
     Args:
         folder: An existing folder of this instance alone, for HAProxy's sockets and configuration.
+        config: How much may wait, and how long.
 
     Raises:
         ConfigError: The folder's path is too long for a socket.
@@ -109,7 +126,15 @@ def environment(folder: Path) -> dict[str, str]:
     return {**_throughput(), **_files(folder), **_ports(free_window())}
 
 
-def write_front(folder: Path) -> Path:
+def requests_at_once(config: ServeConfig) -> int:
+    """Requests one replica gets at a time: a full batch that runs, and one that gathers.
+
+    What else arrives waits in HAProxy, where it costs nothing and is seen by every replica.
+    """
+    return 2 * config.max_batch_rows
+
+
+def write_front(folder: Path, config: ServeConfig) -> Path:
     """Write the program that Serve starts as HAProxy, and the errors it refers to.
 
     It copies the configuration Serve wrote, adapts the copy and becomes HAProxy with it. What it
@@ -117,16 +142,30 @@ def write_front(folder: Path) -> Path:
 
     Args:
         folder: An existing folder of this instance alone.
+        config: How much may wait, and how long.
 
     Returns:
         The program, for RAY_SERVE_HAPROXY_BINARY_PATH.
     """
-    lines = [f"    timeout http-request {HEAD_TIMEOUT_S}s"]
+    lines = [
+        f"    timeout http-request {HEAD_TIMEOUT_S}s",
+        f"    timeout queue {config.default_timeout_ms / 2:.0f}ms",
+    ]
     for code, (status, message) in OWN_ERRORS.items():
         file = folder / f"{code}.http"
         file.write_bytes(_error_file(status, message))
         lines.append(f"    errorfile {code} {file}")
     (folder / "defaults").write_text("\n".join(lines) + "\n")
+    (folder / "backend").write_text(
+        _BACKEND.format(
+            folder=folder,
+            at_once=requests_at_once(config),
+            waiting=config.max_queued_requests,
+            arrived=ARRIVED,
+        )
+    )
+    message = f"{config.max_queued_requests} requests wait for each replica; try again shortly."
+    (folder / "429.json").write_text(json.dumps({"error": message}))
     (folder / "404.json").write_text(json.dumps({"error": "There is no application here."}))
     (folder / "front.sed").write_text(_SED.format(folder=folder))
     front = folder / FRONT
@@ -165,23 +204,23 @@ def plain_environment() -> dict[str, str]:
 
 
 @contextmanager
-def ingress(wanted: bool) -> Iterator[dict[str, str]]:
+def ingress(config: ServeConfig) -> Iterator[dict[str, str]]:
     """Hold a scratch folder and give the environment of one Serve instance.
 
-    Use it around `cluster.connect`: `with ingress(config.serve.haproxy) as extra, connect(
+    Use it around `cluster.connect`: `with ingress(config.serve) as extra, connect(
     config.cluster, extra): ...`.
 
     Args:
-        wanted: False asks for Serve's own proxy.
+        config: `haproxy` and the limits.
     """
-    if not wanted:
+    if not config.haproxy:
         yield plain_environment()
         return
     folder = Path(tempfile.mkdtemp(prefix="rayloop-"))
     try:
-        extra = environment(folder)
+        extra = environment(folder, config)
         if "RAY_SERVE_HAPROXY_BINARY_PATH" in extra:
-            write_front(folder)
+            write_front(folder, config)
         yield extra
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -232,6 +271,9 @@ def _throughput() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cores)),
         # One datagram a request to a Python actor; the replicas count for themselves.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # Ray lends its workers the CPU that nothing else wants; a server's answers are waited for.
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayloop.serve.lane.middlewares",
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
         # Long enough for HAProxy to hear that a replica leaves (it hears within about a second).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

@@ -47,8 +47,8 @@ def load(path, config):
 if __name__ == "__main__":
     mode, path = sys.argv[1:]
     config = ServeConfig(http_port=0, max_body_bytes=1_000_000, max_queued_rows=512,
-                         max_rows_per_request=64, max_batch_rows=8)
-    with haproxy.ingress(mode == "haproxy") as extra, cluster.connect(ClusterConfig(), extra):
+                         max_rows_per_request=64, max_batch_rows=8, haproxy=mode == "haproxy")
+    with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(), extra):
         from rayloop.serve import app, run
         application = app.application(config, functools.partial(load, path))
         with run.running(application, config.host, run.choose_port(config)) as url:

@@ -52,8 +52,9 @@ def load(home, config):
 if __name__ == "__main__":
     mode, home, replicas, http_port, grpc_port = sys.argv[1:]
     config = ServeConfig(http_port=int(http_port), grpc_port=int(grpc_port), max_batch_rows=8,
+                         haproxy=mode == "haproxy",
                          min_replicas=int(replicas), max_replicas=int(replicas))
-    with haproxy.ingress(mode == "haproxy") as extra, cluster.connect(
+    with haproxy.ingress(config) as extra, cluster.connect(
         ClusterConfig(num_cpus=2), extra
     ):
         from rayloop.serve import app, run

@@ -28,6 +28,7 @@ MAY_IMPORT_RAY = {
     "train/run",
     "quantize/run",
     "serve/app",
+    "serve/lane",
     "serve/run",
     "serve/options",
     "pipeline/run",

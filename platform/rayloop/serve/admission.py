@@ -1,5 +1,6 @@
 """Decide, before any of a body is read or decoded, whether a request may come in."""
 
+import math
 from dataclasses import dataclass
 
 INFLIGHT_BODIES = 4
@@ -44,7 +45,13 @@ class Limits:
 
 
 def admit(
-    limits: Limits, *, queued_rows: int, inflight_bytes: int, content_length: str | None
+    limits: Limits,
+    *,
+    queued_rows: int,
+    inflight_bytes: int,
+    content_length: str | None,
+    wait_s: float = 0.0,
+    left_s: float = math.inf,
 ) -> Decision:
     """Decide on the headers alone.
 
@@ -53,6 +60,8 @@ def admit(
         queued_rows: Rows that wait now.
         inflight_bytes: Bytes of bodies held now.
         content_length: The header's text; None when the body comes in chunks of unknown total.
+        wait_s: Seconds until the rows that wait now are done, as far as known.
+        left_s: Seconds until nobody waits for this request's answer.
     """
     declared = 0
     if content_length is not None:
@@ -63,6 +72,8 @@ def admit(
         return too_large(limits)
     if queued_rows >= limits.max_queued_rows:
         return Refuse(429, f"{queued_rows} rows wait already; try again shortly.", 1)
+    if wait_s > left_s:
+        return late(wait_s, left_s)
     return admit_bytes(limits, inflight_bytes + declared)
 
 
@@ -71,6 +82,16 @@ def admit_bytes(limits: Limits, inflight_bytes: int) -> Decision:
     if inflight_bytes > limits.max_inflight_bytes:
         return Refuse(429, "Too many large bodies are being read; try again shortly.", 1)
     return ADMIT
+
+
+def late(wait_s: float, left_s: float) -> Refuse:
+    """The answer to a request that could not be done before its deadline."""
+    return Refuse(
+        429,
+        f"What waits already takes {wait_s * 1000:.0f} ms, and the request has "
+        f"{max(0.0, left_s) * 1000:.0f} ms left; try again shortly.",
+        1,
+    )
 
 
 def too_large(limits: Limits) -> Refuse:

@@ -15,6 +15,7 @@ from rayloop.serve.catalog import Catalog, Document
 from rayloop.serve.grpc_app import GrpcApp
 from rayloop.serve.grpc_server import hosted_by_serve, is_private, own_server, serve_here
 from rayloop.serve.http import InferenceApp
+from rayloop.serve.lane import open_lane
 from rayloop.serve.options import deployment_options
 from rayloop.serve.repository import Repository, nobody_else
 from rayloop.serve.service import ModelService
@@ -24,6 +25,9 @@ Loader = Callable[[ServeConfig], ModelService]
 
 FAREWELL_S = 5.0
 """Longest time in which calls under way at the end of a replica may finish."""
+
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+"""At INFO, Serve makes a log record of every request, even where it is thrown away."""
 
 
 class Classifier:
@@ -58,7 +62,9 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application; Serve's name for the hook it calls after the constructor."""
-        return InferenceApp(self._service, self._config, self._catalog, self._stop_grpc)
+        app = InferenceApp(self._service, self._config, self._catalog, self._stop_grpc)
+        open_lane(app)
+        return app
 
     async def change_version(self, verb: str, version: str) -> None:
         """Load or unload a version in this replica; called by the one a client asked."""
@@ -81,7 +87,7 @@ def application(config: ServeConfig, load: Loader) -> Application:
     """
     options = deployment_options(config)
     ingress = serve.ingress()(Classifier)
-    deployment = serve.deployment(**options, logging_config={"enable_access_log": False})(ingress)
+    deployment = serve.deployment(**options, logging_config=QUIET)(ingress)
     return deployment.bind(config, load)
 
 

@@ -23,6 +23,9 @@ from rayloop.serve.statistics import BatchTimes, VersionStatistics
 PRIORITY_LEVELS, DEFAULT_PRIORITY = 3, 2
 """Priorities go from 1, the most urgent, to `PRIORITY_LEVELS`."""
 
+RECENT_SHARE = 0.2
+"""Weight of the newest batch in the time that a batch takes."""
+
 Rows = NDArray[np.uint8]
 Answers = NDArray[np.float32]
 
@@ -33,6 +36,10 @@ class QueueFull(WorkError):
 
 class DeadlinePassed(WorkError):
     """The request's time ran out before its answer was there."""
+
+
+class Abandoned(WorkError):
+    """Nobody waits for the answer any more."""
 
 
 class Stopping(WorkError):
@@ -62,6 +69,7 @@ class _Request:
     arrived_ns: int
     queued_pieces: int
     priority: int
+    gone: Callable[[], bool]
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +90,11 @@ class _Outcome:
     """One engine call for all pieces, or one for each."""
 
     retried: int = 0
+
+
+def still_there() -> bool:
+    """Says of a request that somebody waits for it."""
+    return False
 
 
 class Batcher:
@@ -109,7 +122,8 @@ class Batcher:
         self._max_queued_rows = max_queued_rows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._levels: tuple[deque[_Piece], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
-        self._queued_rows = 0
+        self._waiting = [0] * PRIORITY_LEVELS
+        self._batch_s = 0.0
         self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.counts = BatcherCounts()
@@ -118,10 +132,25 @@ class Batcher:
     @property
     def queued_rows(self) -> int:
         """Rows that wait and are still wanted."""
-        return self._queued_rows
+        return sum(self._waiting)
+
+    def wait_s(self, priority: int = 1) -> float:
+        """Seconds until what waits before a new request is done, by what batches took lately.
+
+        It is 0 when nothing waits, so that a request which finds no queue is always tried.
+
+        Args:
+            priority: The request's; less urgent ones come after it.
+        """
+        ahead = sum(self._waiting[:priority])
+        return -(-ahead // self._max_batch_rows) * self._batch_s
 
     async def submit(
-        self, rows: Rows, timeout_s: float, priority: int = DEFAULT_PRIORITY
+        self,
+        rows: Rows,
+        timeout_s: float,
+        priority: int = DEFAULT_PRIORITY,
+        gone: Callable[[], bool] = still_there,
     ) -> Answers:
         """The engine's answers [N, K] to rows [N, ...].
 
@@ -129,8 +158,10 @@ class Batcher:
             rows: At least one row.
             timeout_s: Seconds from now after which the answer is no longer wanted.
             priority: 1 (most urgent) to `PRIORITY_LEVELS`.
+            gone: Asked before the engine gets the rows: whether nobody waits any more.
 
         Raises:
+            Abandoned: Nobody waits any more.
             QueueFull: There is no room for the rows.
             DeadlinePassed: The time ran out first.
             EngineFailed: The engine raises on these rows.
@@ -138,13 +169,19 @@ class Batcher:
         if timeout_s <= 0:
             self.counts.expired += 1
             raise DeadlinePassed("The deadline had passed on arrival; give more time.")
-        if self._queued_rows + len(rows) > self._max_queued_rows:
+        queued_rows = self.queued_rows
+        if queued_rows + len(rows) > self._max_queued_rows:
             raise QueueFull(
-                f"{self._queued_rows} rows wait and {len(rows)} more exceed the limit of "
+                f"{queued_rows} rows wait and {len(rows)} more exceed the limit of "
                 f"{self._max_queued_rows}; try again shortly."
             )
+        if queued_rows and (wait_s := self.wait_s(priority)) > timeout_s:
+            raise QueueFull(
+                f"What waits already takes {wait_s * 1000:.0f} ms, and the request has "
+                f"{timeout_s * 1000:.0f} ms left; try again shortly."
+            )
         loop = asyncio.get_running_loop()
-        request = self._enqueue(rows, loop, priority)
+        request = self._enqueue(rows, loop, priority, gone)
         timer = loop.call_later(timeout_s, self._expire, request, timeout_s)
         try:
             return await request.future
@@ -170,7 +207,13 @@ class Batcher:
             await self._task
         self._thread.shutdown(wait=True)
 
-    def _enqueue(self, rows: Rows, loop: asyncio.AbstractEventLoop, priority: int) -> _Request:
+    def _enqueue(
+        self,
+        rows: Rows,
+        loop: asyncio.AbstractEventLoop,
+        priority: int,
+        gone: Callable[[], bool],
+    ) -> _Request:
         step = self._max_batch_rows
         slices = [rows[start : start + step] for start in range(0, len(rows), step)]
         request = _Request(
@@ -180,10 +223,11 @@ class Batcher:
             perf_counter_ns(),
             len(slices),
             priority,
+            gone,
         )
         self._levels[priority - 1].extend(_Piece(request, i, part) for i, part in enumerate(slices))
-        self._queued_rows += len(rows)
-        if self._queued_rows >= self._max_batch_rows:
+        self._waiting[priority - 1] += len(rows)
+        if self.queued_rows >= self._max_batch_rows:
             self._full.set()
         if self._task is None:
             self._task = loop.create_task(self._run())
@@ -206,17 +250,19 @@ class Batcher:
         level = self._levels[request.priority - 1]
         for piece in [piece for piece in level if piece.request is request]:
             level.remove(piece)
-            self._queued_rows -= len(piece.rows)
+            self._waiting[request.priority - 1] -= len(piece.rows)
 
     async def _run(self) -> None:
         """Serve batches until nothing waits."""
         loop = asyncio.get_running_loop()
         try:
-            while self._queued_rows:
+            while self.queued_rows:
                 pieces = self._take()
                 if not pieces:
                     continue
+                began_at = loop.time()
                 outcome = await loop.run_in_executor(self._thread, self._compute, pieces)
+                self._batch_s += RECENT_SHARE * (loop.time() - began_at - self._batch_s)
                 self._deliver(pieces, outcome)
                 await self._gather_company(loop)
         finally:
@@ -224,11 +270,11 @@ class Batcher:
 
     async def _gather_company(self, loop: asyncio.AbstractEventLoop) -> None:
         """After a batch, wait a little for a fuller one, if somebody waits already."""
-        if self._max_wait_s <= 0 or not self._queued_rows:
+        if self._max_wait_s <= 0 or not self.queued_rows:
             return
         oldest = min(level[0].request.arrived_at for level in self._levels if level)
         left_s = oldest + self._max_wait_s - loop.time()
-        if left_s <= 0 or self._queued_rows >= self._max_batch_rows:
+        if left_s <= 0 or self.queued_rows >= self._max_batch_rows:
             return
         self._full.clear()
         try:
@@ -245,8 +291,8 @@ class Batcher:
             while level and len(level[0].rows) <= room:
                 piece = level.popleft()
                 piece.request.queued_pieces -= 1
-                self._queued_rows -= len(piece.rows)
-                if not piece.wanted:
+                self._waiting[piece.request.priority - 1] -= len(piece.rows)
+                if not self._is_wanted(piece):
                     continue
                 pieces.append(piece)
                 room -= len(piece.rows)
@@ -255,6 +301,12 @@ class Batcher:
             if level:
                 break
         return pieces
+
+    def _is_wanted(self, piece: _Piece) -> bool:
+        if piece.wanted and piece.request.gone():
+            self.counts.cancelled += 1
+            piece.request.future.set_exception(Abandoned("The client left before its answer."))
+        return piece.wanted
 
     def _compute(self, pieces: list[_Piece]) -> _Outcome:
         """Run the engine on a batch; on an error run each member alone. In the engine's thread."""

@@ -1,5 +1,6 @@
 """Turn the chunks of an HTTP body into its bytes, within limits that hold while it arrives."""
 
+import math
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -22,15 +23,26 @@ class BodyGate:
     Args:
         limits: What the replica takes.
         queued_rows: Asks how many rows wait now.
+        wait_s: Asks how many seconds those will take.
     """
 
-    def __init__(self, limits: Limits, queued_rows: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        queued_rows: Callable[[], int],
+        wait_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._limits = limits
         self._queued_rows = queued_rows
+        self._wait_s = wait_s
         self.inflight_bytes = 0
 
-    def check(self, content_length: str | None) -> None:
+    def check(self, content_length: str | None, left_s: float = math.inf) -> None:
         """Refuse by the headers alone, before anything is read.
+
+        Args:
+            content_length: The header's text.
+            left_s: Seconds until nobody waits for an answer.
 
         Raises:
             ProtocolError: 400, 413 or 429.
@@ -40,6 +52,8 @@ class BodyGate:
             queued_rows=self._queued_rows(),
             inflight_bytes=self.inflight_bytes,
             content_length=content_length,
+            wait_s=self._wait_s(),
+            left_s=left_s,
         )
         if isinstance(decision, Refuse):
             raise refusal(decision)
@@ -76,12 +90,20 @@ class HeldBody:
                 raise ClientGone
             chunk: bytes = message.get("body", b"")
             if chunk:
-                self.count(len(chunk))
-                if self.size > self._limits.max_body_bytes:
-                    raise refusal(too_large(self._limits))
+                self.take(len(chunk))
                 chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def take(self, more: int) -> None:
+        """Count bytes of the body as it was sent.
+
+        Raises:
+            ProtocolError: 413 or 429, it grew beyond a limit.
+        """
+        self.count(more)
+        if self.size > self._limits.max_body_bytes:
+            raise refusal(too_large(self._limits))
 
     def count(self, more: int) -> None:
         """Count bytes that are held from now on for this request.

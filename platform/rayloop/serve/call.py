@@ -1,11 +1,15 @@
 """One HTTP request while it is answered: its headers and the moment nobody waits any more."""
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from rayloop.haproxy import ARRIVED
 from rayloop.serve.body import Receive
 from rayloop.serve.protocol.error import ProtocolError
+from rayloop.serve.uvicorn_cycle import client_left, whole_body
 
 Scope = Mapping[str, Any]
 T = TypeVar("T")
@@ -15,6 +19,9 @@ INLINE_BYTES = 65_536
 
 LONGEST_TIMEOUT_MS = 3_600_000.0
 
+ARRIVED_HEADER = ARRIVED.encode()
+HOST = socket.gethostname()
+
 
 class Call:
     """One request: its headers, its body's chunks, and its deadline.
@@ -23,22 +30,40 @@ class Call:
         scope: As ASGI gives it.
         receive: Gives the chunks.
         default_timeout_ms: Deadline of a request that names none.
+        send: As ASGI gives it; uvicorn's own knows whether the client left.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, default_timeout_ms: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, default_timeout_ms: float, send: Any = None
+    ) -> None:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.receive = receive
+        self._cycle: Any = getattr(send, "__self__", None)
         self._loop = asyncio.get_running_loop()
         self.timeout_ms = wanted_timeout_ms(
             self.header(b"x-request-timeout-ms"), default_timeout_ms
         )
-        self._started_at = self._loop.time()
+        self._started_at = self._loop.time() - waited_s(
+            self.header(ARRIVED_HEADER), HOST, time.time()
+        )
         self._ends_at = self._started_at + self.timeout_ms / 1000
 
     def header(self, name: bytes) -> str | None:
         """A header's text by its lower-case name; None when it is missing."""
         value = self._headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def gone(self) -> bool:
+        """Whether the client has closed its connection.
+
+        Only uvicorn can be asked; where Serve stands between, it cancels the request instead. To
+        await the next ASGI message instead would cost a task for each request.
+        """
+        return client_left(self._cycle)
+
+    def whole_body(self) -> bytes | None:
+        """The body, if all of it has arrived; None where it has to be awaited."""
+        return whole_body(self._cycle)
 
     def left_s(self, timeout_s: float | None = None) -> float:
         """Seconds until the deadline; negative once it has passed.
@@ -50,6 +75,22 @@ class Call:
         if timeout_s is not None:
             ends_at = min(ends_at, self._started_at + timeout_s)
         return ends_at - self._loop.time()
+
+
+def waited_s(stamp: str | None, host: str, now: float) -> float:
+    """Seconds a request has waited since it was whole at the ingress.
+
+    Args:
+        stamp: HOST/MICROSECONDS since the epoch, as the ingress writes it; None without one.
+        host: This machine's name. The clock of another machine says nothing here.
+        now: Seconds since the epoch.
+    """
+    if stamp is None:
+        return 0.0
+    where, _, when = stamp.rpartition("/")
+    if where != host or not when.isdigit():
+        return 0.0
+    return min(max(0.0, now - int(when) / 1e6), LONGEST_TIMEOUT_MS / 1000)
 
 
 def wanted_timeout_ms(text: str | None, default_ms: float) -> float:

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from rayloop.config import ServeConfig
+from rayloop.serve import ongoing
 from rayloop.serve.admission import Limits
 from rayloop.serve.body import BodyGate
 from rayloop.serve.call import near_or_far, wanted_timeout_ms
@@ -76,7 +77,9 @@ class GrpcApp:
         limits = Limits(
             max_body_bytes=config.max_body_bytes, max_queued_rows=config.max_queued_rows
         )
-        self._gate = BodyGate(limits, lambda: self._service.queued_rows)
+        self._gate = BodyGate(
+            limits, lambda: self._service.queued_rows, lambda: self._service.wait_s
+        )
 
     def handlers(self) -> Any:
         """The service as a generic handler for a `grpc.aio` server."""
@@ -93,7 +96,8 @@ class GrpcApp:
     async def model_infer(self, data: bytes, context: Any) -> bytes:
         """Answer one `ModelInferRequest`."""
         try:
-            message = await self._infer(data, context)
+            with ongoing.GRPC.one():
+                message = await self._infer(data, context)
         except Exception as error:  # every error gets its status
             return refuse(context, error)
         answer: bytes = message.SerializeToString()
@@ -126,7 +130,9 @@ class GrpcApp:
     async def _stream_one(self, data: bytes, context: Any) -> bytes:
         answer = pb.ModelStreamInferResponse()
         try:
-            answer.infer_response.CopyFrom(await self._infer(data, context, final_flag=True))
+            with ongoing.GRPC.one():
+                message = await self._infer(data, context, final_flag=True)
+            answer.infer_response.CopyFrom(message)
         except Exception as error:  # it becomes the answer to this message alone
             answer.error_message = as_protocol_error(error).message
         content: bytes = answer.SerializeToString()
@@ -135,11 +141,11 @@ class GrpcApp:
     async def _infer(self, data: bytes, context: Any, final_flag: bool = False) -> Any:
         self._check_peer(context)
         arrived_at = asyncio.get_running_loop().time()
-        self._gate.check(str(len(data)))
+        unit, variant, timeout_s = self._asked(context)
+        self._gate.check(str(len(data)), timeout_s)
         with self._gate.holding() as held:
             held.count(len(data))
             message, request = await near_or_far(len(data), lambda: self._parse(data))
-            unit, variant, timeout_s = self._asked(context)
             schedule = request.schedule
             if schedule.timeout_s is not None:
                 timeout_s = min(timeout_s, schedule.timeout_s)

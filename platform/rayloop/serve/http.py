@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rayloop.config import ServeConfig
 from rayloop.serve.admission import Limits
-from rayloop.serve.batcher import DeadlinePassed
+from rayloop.serve.batcher import Abandoned, DeadlinePassed
 from rayloop.serve.body import BodyGate, ClientGone, HeldBody, Receive, decompress
 from rayloop.serve.call import Call, Scope, near_or_far
 from rayloop.serve.catalog import Catalog
@@ -18,7 +18,7 @@ from rayloop.serve.events import decide
 from rayloop.serve.images import decode_image
 from rayloop.serve.multipart import file_field
 from rayloop.serve.protocol.answer import infer_answer
-from rayloop.serve.protocol.infer import load_object, parse_infer
+from rayloop.serve.protocol.infer import KnownHeads, load_object, parse_infer
 from rayloop.serve.protocol.openapi import openapi_document
 from rayloop.serve.protocol.parameters import NOTHING_ASKED, Schedule, flag
 from rayloop.serve.protocol.request import malformed
@@ -62,7 +62,8 @@ class InferenceApp:
         limits = Limits(
             max_body_bytes=config.max_body_bytes, max_queued_rows=config.max_queued_rows
         )
-        self._gate = BodyGate(limits, lambda: service.queued_rows)
+        self._gate = BodyGate(limits, lambda: service.queued_rows, lambda: service.wait_s)
+        self._known = KnownHeads()
         self._inflating = asyncio.Semaphore(INFLATING_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,8 +75,8 @@ class InferenceApp:
             await send({"type": "websocket.close", "code": 1003})
             return
         try:
-            answer = await self._answer(scope, receive)
-        except ClientGone:
+            answer = await self._answer(scope, receive, send)
+        except (Abandoned, ClientGone):
             return
         except Exception as error:  # every error gets its answer
             answer = error_answer(error)
@@ -95,15 +96,15 @@ class InferenceApp:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Answer:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         route = find_route(scope["method"], path)
         if route.action is Action.INFER:
             self._catalog.find(route.model, route.version)
         elif route.action is not Action.PREDICT:
             return await self._tell(route, scope, receive)
-        call = Call(scope, receive, self._config.default_timeout_ms)
-        self._gate.check(call.header(b"content-length"))
+        call = Call(scope, receive, self._config.default_timeout_ms, send)
+        self._gate.check(call.header(b"content-length"), call.left_s())
         with self._gate.holding() as held:
             body = await self._body(call, held)
             if route.action is Action.INFER:
@@ -154,13 +155,17 @@ class InferenceApp:
         return json_answer({})
 
     async def _body(self, call: Call, held: HeldBody) -> bytes:
-        try:
-            async with asyncio.timeout(call.left_s()):
-                body = await held.read(call.receive)
-        except TimeoutError:
-            raise DeadlinePassed(
-                f"The body was not whole within {call.timeout_ms:.0f} ms; give more time."
-            ) from None
+        body = call.whole_body()
+        if body is None:
+            try:
+                async with asyncio.timeout(call.left_s()):
+                    body = await held.read(call.receive)
+            except TimeoutError:
+                raise DeadlinePassed(
+                    f"The body was not whole within {call.timeout_ms:.0f} ms; give more time."
+                ) from None
+        else:
+            held.take(len(body))
         encoding = call.header(b"content-encoding")
         if encoding is None:
             return body
@@ -178,6 +183,7 @@ class InferenceApp:
                 call.header(b"inference-header-content-length"),
                 self._service.find(route.version).spec,
                 self._config.max_rows_per_request,
+                self._known,
             ),
         )
         prediction = await self._run(call, request.images, request.schedule, route.version)
@@ -215,6 +221,7 @@ class InferenceApp:
             timeout_s=call.left_s(schedule.timeout_s),
             version=version,
             priority=schedule.priority,
+            gone=call.gone,
         )
 
     def _describe(self, prediction: Prediction) -> dict[str, Any]:

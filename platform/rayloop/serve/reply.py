@@ -10,6 +10,7 @@ from rayloop.serve.batcher import DeadlinePassed, EngineFailed, QueueFull, Stopp
 from rayloop.serve.body import Message
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.service import Prediction
+from rayloop.serve.uvicorn_cycle import write_at_once
 
 log = stage_logger("serve")
 
@@ -66,8 +67,11 @@ async def send_answer(send: Send, answer: Answer, head_only: bool) -> None:
         (b"content-length", str(len(answer.body)).encode()),
         *answer.headers,
     ]
+    body = b"" if head_only else answer.body
+    if write_at_once(getattr(send, "__self__", None), answer.status, headers, body):
+        return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head_only else answer.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 def as_protocol_error(error: Exception) -> ProtocolError:

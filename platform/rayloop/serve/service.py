@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rayloop.clock import Clock, iso_utc
 from rayloop.config import ServeConfig
-from rayloop.serve.batcher import DEFAULT_PRIORITY, Batcher
+from rayloop.serve.batcher import DEFAULT_PRIORITY, Batcher, still_there
 from rayloop.serve.events import PredictionEvent, decide
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec
@@ -119,6 +119,11 @@ class ModelService:
         return sum(variant.batcher.queued_rows for variant in self._versions.values())
 
     @property
+    def wait_s(self) -> float:
+        """Seconds before even an urgent request could be done, at the version with least to do."""
+        return min((v.batcher.wait_s() for v in self._versions.values()), default=0.0)
+
+    @property
     def versions(self) -> tuple[str, ...]:
         """The versions that are loaded, lowest first."""
         return tuple(sorted(self._versions, key=int))
@@ -207,6 +212,7 @@ class ModelService:
         timeout_s: float,
         version: str = "",
         priority: int = DEFAULT_PRIORITY,
+        gone: Callable[[], bool] = still_there,
     ) -> Prediction:
         """Probabilities of an image batch, and its events.
 
@@ -217,6 +223,7 @@ class ModelService:
             timeout_s: Seconds until nobody waits any more.
             version: Number of the version that must answer; empty leaves the choice to the plan.
             priority: 1 (most urgent) to `PRIORITY_LEVELS`.
+            gone: Says, once asked, whether nobody waits any more.
         """
         prediction_id = self._new_id()
         planned = not version
@@ -224,7 +231,7 @@ class ModelService:
         clock, statistics = self._clock, variant.batcher.statistics
         start = clock.monotonic()
         try:
-            probabilities = await variant.batcher.submit(images, timeout_s, priority)
+            probabilities = await variant.batcher.submit(images, timeout_s, priority, gone)
         except BaseException:
             statistics.finished(False, int((clock.monotonic() - start) * 1e9), 0.0)
             raise
