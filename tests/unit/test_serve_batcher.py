@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayloop.serve.batcher import Batcher, DeadlinePassed, EngineFailed, QueueFull, Stopping
+from rayloop.serve.batcher import Batcher, DeadlinePassed, QueueFull, Stopping
+from rayloop.serve.execution import EngineFailed
 
 POISON = 255
 

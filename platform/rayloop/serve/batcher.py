@@ -1,33 +1,31 @@
 """Turn single requests into engine batches and back, so that each answer is the one it gets alone.
 
-One task on the event loop forms batches, one thread runs the engine. Size is counted in rows.
-While the engine runs, requests gather; what is there when it finishes is the next batch, so a lone
-request on an idle engine never waits. A more urgent request goes before all less urgent ones that
-wait. A request past its deadline or cancelled never reaches the engine, and an engine error on a
-joint batch is retried member by member.
+Requests queue on the event loop; the engine's thread fetches its batches itself. Size is counted
+in rows. While the engine runs, requests gather; what is there when it finishes is the next batch,
+so a lone request on an idle engine never waits. A more urgent request goes before all less urgent
+ones that wait. A request past its deadline or cancelled never reaches the engine, and an engine
+error on a joint batch is retried member by member.
 """
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rayloop.errors import WorkError
-from rayloop.serve.statistics import BatchTimes, VersionStatistics
+from rayloop.serve.execution import Answers, EngineThread, Outcome, Rows
+from rayloop.serve.statistics import VersionStatistics
 
 PRIORITY_LEVELS, DEFAULT_PRIORITY = 3, 2
 """Priorities go from 1, the most urgent, to `PRIORITY_LEVELS`."""
 
 RECENT_SHARE = 0.2
 """Weight of the newest batch in the time that a batch takes."""
-
-Rows = NDArray[np.uint8]
-Answers = NDArray[np.float32]
 
 
 class QueueFull(WorkError):
@@ -46,10 +44,6 @@ class Stopping(WorkError):
     """The server, or this version in it, is being stopped."""
 
 
-class EngineFailed(WorkError):
-    """The engine raised on this request alone."""
-
-
 @dataclass(slots=True)
 class BatcherCounts:
     """What a batcher has done since it was made."""
@@ -65,7 +59,6 @@ class BatcherCounts:
 class _Request:
     future: asyncio.Future[Answers]
     parts: list[Answers | None]
-    arrived_at: float
     arrived_ns: int
     queued_pieces: int
     priority: int
@@ -83,13 +76,13 @@ class _Piece:
         return not self.request.future.done()
 
 
-@dataclass(slots=True)
-class _Outcome:
-    answers: list[Answers | Exception] = field(default_factory=list)
-    calls: list[BatchTimes] = field(default_factory=list)
-    """One engine call for all pieces, or one for each."""
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    pieces: list[_Piece]
+    left: list[_Piece]
+    """Of requests whose clients have gone."""
 
-    retried: int = 0
+    taken_ns: int
 
 
 def still_there() -> bool:
@@ -116,18 +109,23 @@ class Batcher:
         max_wait_s: float,
         max_queued_rows: int,
     ) -> None:
-        self._predict = predict
         self._max_batch_rows = max_batch_rows
         self._max_wait_s = max_wait_s
         self._max_queued_rows = max_queued_rows
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loop: asyncio.AbstractEventLoop
         self._levels: tuple[deque[_Piece], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
         self._waiting = [0] * PRIORITY_LEVELS
         self._batch_s = 0.0
-        self._full = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._unfinished = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._changed = threading.Condition(threading.Lock())
+        self._wake_at_rows = 0
+        self._stopped = False
         self.counts = BatcherCounts()
         self.statistics = VersionStatistics()
+        self._engine = EngineThread(predict, self._take, self._tell)
+        self._engine.start()
 
     @property
     def queued_rows(self) -> int:
@@ -180,9 +178,9 @@ class Batcher:
                 f"What waits already takes {wait_s * 1000:.0f} ms, and the request has "
                 f"{timeout_s * 1000:.0f} ms left; try again shortly."
             )
-        loop = asyncio.get_running_loop()
-        request = self._enqueue(rows, loop, priority, gone)
-        timer = loop.call_later(timeout_s, self._expire, request, timeout_s)
+        self._loop = asyncio.get_running_loop()  # a batcher may be made in another thread
+        request = self._enqueue(rows, priority, gone)
+        timer = self._loop.call_later(timeout_s, self._expire, request, timeout_s)
         try:
             return await request.future
         except asyncio.CancelledError:
@@ -194,43 +192,44 @@ class Batcher:
 
     async def drain(self) -> None:
         """Answer everything that waits, then stop the thread; nothing new may be submitted."""
-        while self._task is not None:
-            await asyncio.shield(self._task)
-        self._thread.shutdown(wait=True)
+        await self._idle.wait()
+        self._stop_engine()
 
     async def close(self) -> None:
         """Let the batch that runs finish, fail what waits, and stop the thread."""
-        for piece in [piece for level in self._levels for piece in level]:
+        with self._changed:
+            waiting = [piece for level in self._levels for piece in level]
+        for piece in waiting:
             if piece.wanted:
                 piece.request.future.set_exception(Stopping("The server is stopping."))
-        if self._task is not None:
-            await self._task
-        self._thread.shutdown(wait=True)
+        await self._idle.wait()
+        self._stop_engine()
 
-    def _enqueue(
-        self,
-        rows: Rows,
-        loop: asyncio.AbstractEventLoop,
-        priority: int,
-        gone: Callable[[], bool],
-    ) -> _Request:
+    def _stop_engine(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._engine.join()
+
+    def _enqueue(self, rows: Rows, priority: int, gone: Callable[[], bool]) -> _Request:
         step = self._max_batch_rows
         slices = [rows[start : start + step] for start in range(0, len(rows), step)]
         request = _Request(
-            loop.create_future(),
+            self._loop.create_future(),
             [None] * len(slices),
-            loop.time(),
             perf_counter_ns(),
             len(slices),
             priority,
             gone,
         )
-        self._levels[priority - 1].extend(_Piece(request, i, part) for i, part in enumerate(slices))
-        self._waiting[priority - 1] += len(rows)
-        if self.queued_rows >= self._max_batch_rows:
-            self._full.set()
-        if self._task is None:
-            self._task = loop.create_task(self._run())
+        pieces = [_Piece(request, i, part) for i, part in enumerate(slices)]
+        self._unfinished += len(pieces)
+        self._idle.clear()
+        with self._changed:
+            self._levels[priority - 1].extend(pieces)
+            self._waiting[priority - 1] += len(rows)
+            if self._wake_at_rows and self.queued_rows >= self._wake_at_rows:
+                self._changed.notify()
         return request
 
     def _expire(self, request: _Request, timeout_s: float) -> None:
@@ -248,105 +247,71 @@ class Batcher:
         if not request.queued_pieces:
             return
         level = self._levels[request.priority - 1]
-        for piece in [piece for piece in level if piece.request is request]:
-            level.remove(piece)
-            self._waiting[request.priority - 1] -= len(piece.rows)
+        with self._changed:
+            left = [piece for piece in level if piece.request is request]
+            for piece in left:
+                level.remove(piece)
+                self._waiting[request.priority - 1] -= len(piece.rows)
+        self._finished(len(left))
 
-    async def _run(self) -> None:
-        """Serve batches until nothing waits."""
-        loop = asyncio.get_running_loop()
-        try:
-            while self.queued_rows:
-                pieces = self._take()
-                if not pieces:
-                    continue
-                began_at = loop.time()
-                outcome = await loop.run_in_executor(self._thread, self._compute, pieces)
-                self._batch_s += RECENT_SHARE * (loop.time() - began_at - self._batch_s)
-                self._deliver(pieces, outcome)
-                await self._gather_company(loop)
-        finally:
-            self._task = None
+    def _take(self) -> tuple[_Batch, list[Rows]] | None:
+        """The engine's next batch, once there is one; None at the end. In the engine's thread."""
+        with self._changed:
+            self._wait_for_company()
+            while not self.queued_rows and not self._stopped:
+                self._wait(1, None)
+            if self._stopped:
+                return None
+            batch = _Batch([], [], perf_counter_ns())
+            self._fill(batch)
+        return batch, [piece.rows for piece in batch.pieces]
 
-    async def _gather_company(self, loop: asyncio.AbstractEventLoop) -> None:
-        """After a batch, wait a little for a fuller one, if somebody waits already."""
-        if self._max_wait_s <= 0 or not self.queued_rows:
-            return
-        oldest = min(level[0].request.arrived_at for level in self._levels if level)
-        left_s = oldest + self._max_wait_s - loop.time()
-        if left_s <= 0 or self.queued_rows >= self._max_batch_rows:
-            return
-        self._full.clear()
-        try:
-            async with asyncio.timeout(left_s):
-                await self._full.wait()
-        except TimeoutError:
-            return
+    def _wait(self, rows: int, seconds: float | None) -> None:
+        self._wake_at_rows = rows
+        self._changed.wait(seconds)
+        self._wake_at_rows = 0
 
-    def _take(self) -> list[_Piece]:
-        """The next batch of pieces still wanted: the most urgent first, then the oldest."""
-        pieces: list[_Piece] = []
-        room, now_ns = self._max_batch_rows, perf_counter_ns()
+    def _wait_for_company(self) -> None:
+        """Right after a batch, wait a little for a fuller one, if somebody waits already."""
+        while 0 < self.queued_rows < self._max_batch_rows and not self._stopped:
+            oldest_ns = min(level[0].request.arrived_ns for level in self._levels if level)
+            left_s = self._max_wait_s - (perf_counter_ns() - oldest_ns) / 1e9
+            if left_s <= 0:
+                return
+            self._wait(self._max_batch_rows, left_s)
+
+    def _fill(self, batch: _Batch) -> None:
+        """Move pieces still wanted into a batch: the most urgent first, then the oldest."""
+        room = self._max_batch_rows
         for level in self._levels:
             while level and len(level[0].rows) <= room:
                 piece = level.popleft()
                 piece.request.queued_pieces -= 1
                 self._waiting[piece.request.priority - 1] -= len(piece.rows)
-                if not self._is_wanted(piece):
-                    continue
-                pieces.append(piece)
-                room -= len(piece.rows)
-                if piece.index == 0:
-                    self.statistics.queue.add(now_ns - piece.request.arrived_ns)
+                if piece.wanted and not piece.request.gone():
+                    batch.pieces.append(piece)
+                    room -= len(piece.rows)
+                else:
+                    batch.left.append(piece)
             if level:
                 break
-        return pieces
 
-    def _is_wanted(self, piece: _Piece) -> bool:
-        if piece.wanted and piece.request.gone():
-            self.counts.cancelled += 1
-            piece.request.future.set_exception(Abandoned("The client left before its answer."))
-        return piece.wanted
+    def _tell(self, batch: _Batch, outcome: Outcome) -> None:
+        """In the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._deliver, batch, outcome)
 
-    def _compute(self, pieces: list[_Piece]) -> _Outcome:
-        """Run the engine on a batch; on an error run each member alone. In the engine's thread."""
-        outcome = _Outcome()
-        if len(pieces) > 1:
-            start_ns = perf_counter_ns()
-            try:
-                rows = np.concatenate([piece.rows for piece in pieces])
-                put_ns = perf_counter_ns()
-                joint = self._checked(rows)
-                run_ns = perf_counter_ns()
-                outcome.answers.extend(_split(joint, pieces))
-            except Exception:  # whichever member it was, the others get their answer
-                outcome.retried = len(pieces)
-            else:
-                end_ns = perf_counter_ns()
-                times = BatchTimes(put_ns - start_ns, run_ns - put_ns, end_ns - run_ns)
-                outcome.calls.append(times)
-                return outcome
+    def _finished(self, pieces: int) -> None:
+        self._unfinished -= pieces
+        if not self._unfinished:
+            self._idle.set()
+
+    def _count(self, batch: _Batch, outcome: Outcome) -> None:
+        pieces = batch.pieces
+        self._batch_s += RECENT_SHARE * (outcome.seconds - self._batch_s)
         for piece in pieces:
-            self._solo(piece, outcome)
-        return outcome
-
-    def _solo(self, piece: _Piece, outcome: _Outcome) -> None:
-        start_ns = perf_counter_ns()
-        try:
-            outcome.answers.append(self._checked(piece.rows))
-        except Exception as error:  # becomes the answer of this request alone
-            failure = EngineFailed(f"The model failed on this input: {str(error)[:200]}")
-            failure.__cause__ = error
-            outcome.answers.append(failure)
-        outcome.calls.append(BatchTimes(0, perf_counter_ns() - start_ns, 0))
-
-    def _checked(self, rows: Rows) -> Answers:
-        answers = self._predict(rows)
-        if len(answers) != len(rows):
-            raise EngineFailed(f"The engine gave {len(answers)} answers to {len(rows)} rows.")
-        return answers
-
-    def _count(self, pieces: list[_Piece], outcome: _Outcome) -> None:
+            if piece.index == 0:
+                self.statistics.queue.add(batch.taken_ns - piece.request.arrived_ns)
         self.counts.batches += 1
         self.counts.retried_alone += outcome.retried
         if len(outcome.calls) == 1:
@@ -361,9 +326,12 @@ class Batcher:
             if not isinstance(answer, Exception):
                 self.statistics.executed(len(piece.rows), int(piece.index == 0), times)
 
-    def _deliver(self, pieces: list[_Piece], outcome: _Outcome) -> None:
-        self._count(pieces, outcome)
-        for piece, answer in zip(pieces, outcome.answers, strict=True):
+    def _deliver(self, batch: _Batch, outcome: Outcome) -> None:
+        for piece in batch.left:
+            self._leave(piece)
+        if batch.pieces:
+            self._count(batch, outcome)
+        for piece, answer in zip(batch.pieces, outcome.answers, strict=True):
             request = piece.request
             if request.future.done():
                 continue
@@ -374,12 +342,9 @@ class Batcher:
             done = [part for part in request.parts if part is not None]
             if len(done) == len(request.parts):
                 request.future.set_result(done[0] if len(done) == 1 else np.concatenate(done))
+        self._finished(len(batch.pieces) + len(batch.left))
 
-
-def _split(joint: Answers, pieces: list[_Piece]) -> Iterator[Answers]:
-    """Each piece's own answers; slices, since `np.split` takes longer than a small model."""
-    start = 0
-    for piece in pieces:
-        end = start + len(piece.rows)
-        yield joint[start:end]
-        start = end
+    def _leave(self, piece: _Piece) -> None:
+        if piece.wanted:
+            self.counts.cancelled += 1
+            piece.request.future.set_exception(Abandoned("The client left before its answer."))

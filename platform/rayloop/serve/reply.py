@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayloop.logs import stage_logger
-from rayloop.serve.batcher import DeadlinePassed, EngineFailed, QueueFull, Stopping
+from rayloop.serve.batcher import DeadlinePassed, QueueFull, Stopping
 from rayloop.serve.body import Message
+from rayloop.serve.execution import EngineFailed
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.service import Prediction
 from rayloop.serve.uvicorn_cycle import write_at_once
