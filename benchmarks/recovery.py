@@ -1,7 +1,7 @@
 """Training whose workers are killed: how long until the first new step, and what is it worth?
 
     .venv/bin/python benchmarks/recovery.py --kills 3 --every-s 40
-    .venv/bin/python benchmarks/recovery.py --kills 4 --every-s 60 --epochs 13     # goodput
+    .venv/bin/python benchmarks/recovery.py --kills 5 --every-s 60 --epochs 10     # goodput
 
 Runs `jobs/train.py laptop` as a user would and sends SIGKILL to one of its workers again and again.
 The figures come from the run's own ledger: `restart` is the time from the last sign of life to the
@@ -39,13 +39,15 @@ def main() -> None:
     words += ["--train.floor-epochs", "0"]
     job = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     storage = Storage(home())
-    for _ in range(options.kills):
-        wait_for_step(storage, run_id, job)
-        time.sleep(options.every_s * chance.uniform(0.5, 1.0) if options.kills > 1 else 3.0)
+    wait_for_attempt(1, storage, run_id, job)
+    next_at = time.monotonic() + options.every_s
+    for kill in range(options.kills):
+        time.sleep(max(0.0, next_at - time.monotonic()))
         victim = chance.choice(workers_of(job.pid))
         os.kill(victim, signal.SIGKILL)
         print(f"killed worker process {victim}", file=sys.stderr)
-        wait_for_step(storage, run_id, job)
+        next_at = time.monotonic() + options.every_s
+        wait_for_attempt(kill + 2, storage, run_id, job)
     out, _ = job.communicate()
     if job.returncode != 0:
         raise SystemExit(f"the job ended with {job.returncode}")
@@ -68,11 +70,12 @@ def figures(result: dict[str, Any], journal: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def wait_for_step(storage: Storage, run_id: str, job: subprocess.Popen[str]) -> None:
-    """Return once the newest start of the workers has done a step, by the run's ledger."""
+def wait_for_attempt(
+    number: int, storage: Storage, run_id: str, job: subprocess.Popen[str]
+) -> None:
+    """Return once so many starts of the workers have done a step, by the run's ledger."""
     path = Path(storage.path("runs", run_id, "ledger.json"))
-    seen = attempts(path)
-    while attempts(path) <= seen and job.poll() is None:
+    while attempts(path) < number and job.poll() is None:
         time.sleep(0.2)
 
 

@@ -1,17 +1,13 @@
 """Real Serve behind HAProxy: every answer, every refusal, and a replica that lives through it all.
 
-One test does the same in short with Serve's own proxy. Each mode needs its own environment before
-Ray starts, so each runs a server of its own as a subprocess and speaks to it over HTTP only.
+One test does the same in short with Serve's own proxy.
 """
 
 import asyncio
 import contextlib
 import io
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +16,14 @@ import aiohttp
 import numpy as np
 import pytest
 import requests
-from onnx import TensorProto, helper
 from PIL import Image
 
 from rayloop import haproxy
 from rayloop.serve.client import infer_body, predict_png, read_answer, send_images
 from rayloop.serve.engine import OnnxEngine
+from tests.cluster.servers import INFER, LABELS, SHAPE, first_line, images, model_bytes, started
 
-SHAPE, CLASSES = (12, 10, 1), 4
-INFER = "/v2/models/classifier/infer"
+CLASSES = len(LABELS)
 SERVER = """
 import functools, signal, sys, threading
 from pathlib import Path
@@ -60,59 +55,12 @@ if __name__ == "__main__":
 """
 
 
-def model_bytes() -> bytes:
-    rng = np.random.default_rng(0)
-    size = int(np.prod(SHAPE))
-    nodes = [
-        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["f", "flat"], ["r"]),
-        helper.make_node("Gemm", ["r", "w"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    weights = rng.normal(0, 0.003, (size, CLASSES)).astype(np.float32)
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *SHAPE])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", CLASSES])],
-        [
-            helper.make_tensor("flat", TensorProto.INT64, [2], [-1, size]),
-            helper.make_tensor("w", TensorProto.FLOAT, [size, CLASSES], weights.ravel()),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return model.SerializeToString()
-
-
 @contextlib.contextmanager
 def server(folder: Path, mode: str) -> Iterator[str]:
     (folder / "model.onnx").write_bytes(model_bytes())
-    (folder / "rayloop_test_server.py").write_text(SERVER)
-    environment = {name: value for name, value in os.environ.items() if "RAY_" not in name}
-    environment["PYTHONPATH"] = str(folder)
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                str(folder / "rayloop_test_server.py"),
-                mode,
-                str(folder / "model.onnx"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        )
-        assert process.stdout is not None
-        try:
-            url = process.stdout.readline().strip()
-            assert url.startswith("http"), (folder / "log").read_text()[-3000:]
-            yield url
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.stdout.close()
-            code = process.wait(60)
-    assert code == 0, (folder / "log").read_text()[-3000:]
+    with started(folder, SERVER, mode, str(folder / "model.onnx")) as process:
+        (url,) = first_line(folder, process)
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +75,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def engine() -> OnnxEngine:
     return OnnxEngine(model_bytes())
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -14,8 +14,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -29,16 +27,23 @@ import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
-from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from rayloop import haproxy
 from rayloop.registry.release import ReleaseRecord
 from rayloop.serve.engine import OnnxEngine
 from rayloop.storage import Storage
+from tests.cluster.servers import (
+    LABELS,
+    MODEL,
+    SHAPE,
+    first_line,
+    free_ports,
+    images,
+    model_bytes,
+    started,
+)
 
-SHAPE, LABELS = (12, 10, 1), ("ant", "bee", "cat", "dog")
-MODEL = "classifier"
 SERVER = """
 import functools, signal, sys, threading
 from rayloop import cluster, haproxy
@@ -66,34 +71,6 @@ if __name__ == "__main__":
             print(url, url.grpc, flush=True)
             stop.wait()
 """
-
-
-def model_bytes(seed: int) -> bytes:
-    rng = np.random.default_rng(seed)
-    size = int(np.prod(SHAPE))
-    nodes = [
-        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["f", "flat"], ["r"]),
-        helper.make_node("Gemm", ["r", "w"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    weights = rng.normal(0, 0.003, (size, len(LABELS))).astype(np.float32)
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *SHAPE])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(LABELS)])],
-        [
-            helper.make_tensor("flat", TensorProto.INT64, [2], [-1, size]),
-            helper.make_tensor("w", TensorProto.FLOAT, [size, len(LABELS)], weights.ravel()),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return model.SerializeToString()
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
 
 
 def publish(storage: Storage, version: str) -> None:
@@ -131,43 +108,16 @@ def publish(storage: Storage, version: str) -> None:
     storage.write_json(f"{folder}/release.json", record.to_json())
 
 
-def free_ports(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [str(probe.getsockname()[1]) for probe in probes]
-
-
 @contextlib.contextmanager
 def server(folder: Path, mode: str, replicas: int) -> Iterator[tuple[str, str]]:
     """HOST:PORT of REST and of gRPC."""
     storage = Storage(str(folder / "home"))
     for version in ("1", "2"):
         publish(storage, version)
-    script = folder / "rayloop_client_server.py"
-    script.write_text(SERVER)
-    environment = {name: value for name, value in os.environ.items() if "RAY_" not in name}
-    environment["PYTHONPATH"] = str(folder)
     words = [mode, str(folder / "home"), str(replicas), *free_ports(2)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(script), *words],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        )
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline().split()
-            assert len(line) == 2, (folder / "log").read_text()[-3000:]
-            yield line[0].removeprefix("http://"), line[1]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.stdout.close()
-            code = process.wait(60)
-    assert code == 0, (folder / "log").read_text()[-3000:]
+    with started(folder, SERVER, *words) as process:
+        url, grpc = first_line(folder, process)
+        yield url.removeprefix("http://"), grpc
 
 
 @pytest.fixture(scope="module", params=["haproxy", "plain"])
