@@ -416,6 +416,18 @@ class ServeConfig:
     cpus_per_replica: int = 1
     """CPU cores, and engine threads, of one replica."""
 
+    engine: Literal["onnx", "torch"] = "onnx"
+    """What runs the model: the released file on ONNX Runtime, or the run's weights on torch."""
+
+    precision: Precision = "auto"
+    """Number format of the torch engine; `auto` is fp32 on the CPU and bf16 on a GPU."""
+
+    compile: bool = False
+    """Let torch.compile fuse the torch engine's model; each replica starts more slowly."""
+
+    use_gpu: bool = False
+    """Give each replica a GPU; for the torch engine only."""
+
     max_batch_rows: int = 32
     """Most rows the engine takes at once."""
 
@@ -458,6 +470,10 @@ class ServeConfig:
         _in_range("serve", self, 1, 1e9, "max_body_bytes", "max_rows_per_request")
         _in_range("serve", self, 1.0, 3_600_000.0, "default_timeout_ms")
         _in_range("serve", self, 0.0, 1.0, "accept_confidence", "review_confidence")
+        _check(
+            self.engine == "torch" or not (self.use_gpu or self.compile),
+            "serve.use_gpu and serve.compile need serve.engine=torch.",
+        )
         _check(
             self.min_replicas <= self.max_replicas,
             f"serve.min_replicas={self.min_replicas} is above "

@@ -102,9 +102,11 @@ def png_of(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_serve_job_answers_a_png_and_stops_on_sigterm(turn):
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_serve_job_answers_a_png_and_stops_on_sigterm(turn, engine):
+    words = ["smoke", "--serve.http_port", "0", "--serve.engine", engine]
     process = subprocess.Popen(
-        [sys.executable, "jobs/serve.py", "smoke", "--serve.http_port", "0"],
+        [sys.executable, "jobs/serve.py", *words],
         cwd=ROOT,
         env=environment(turn.home),
         stdout=subprocess.PIPE,

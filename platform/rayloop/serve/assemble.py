@@ -61,19 +61,20 @@ def prediction_ids(prefix: str) -> Callable[[], str]:
     return lambda: f"{prefix}{next(numbers):016x}"
 
 
-def prove(engine: Engine, golden: bytes, where: str) -> float:
+def prove(engine: Engine, golden: bytes, where: str, tolerance: float = GOLDEN_TOLERANCE) -> float:
     """Check that the engine gives the answers recorded at export, and say how far off it is.
 
     Args:
         engine: The loaded model.
         golden: An npz with `images` uint8 [N, H, W, C] and `probabilities` float32 [N, K].
         where: Named in the error.
+        tolerance: Largest difference of a probability, 0..1.
 
     Returns:
         The largest difference of a probability, 0..1.
 
     Raises:
-        Corrupt: The difference is above `GOLDEN_TOLERANCE`.
+        Corrupt: The difference is above it.
     """
     with np.load(io.BytesIO(golden), allow_pickle=False) as rows:
         images, recorded = rows["images"], rows["probabilities"]
@@ -81,10 +82,10 @@ def prove(engine: Engine, golden: bytes, where: str) -> float:
     difference = (
         float(np.abs(found - recorded).max()) if found.shape == recorded.shape else float("inf")
     )
-    if not difference <= GOLDEN_TOLERANCE:
+    if not difference <= tolerance:
         raise Corrupt(
             f"{where}: the model's answers to the golden rows differ from the recorded ones by "
-            f"{difference:.3g} (allowed {GOLDEN_TOLERANCE}); this machine computes it differently. "
+            f"{difference:.3g} (allowed {tolerance}); this machine computes it differently. "
             "Quantize and register on this kind of CPU."
         )
     return difference

@@ -1,18 +1,27 @@
 """Turn a release into a loaded, proven and warmed service."""
 
+from typing import TYPE_CHECKING
+
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig, ServeConfig
 from rayloop.errors import Corrupt
 from rayloop.logs import stage_logger
 from rayloop.registry.release import RECORD_FILE, ReleaseRecord, load_release, release_folder
 from rayloop.registry.store import open_registry
-from rayloop.serve.assemble import make_service, make_variant, prove
-from rayloop.serve.engine import OnnxEngine, warm_up_sizes
+from rayloop.serve.assemble import GOLDEN_TOLERANCE, make_service, make_variant, prove
+from rayloop.serve.engine import Engine, OnnxEngine, warm_up_sizes
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.service import EventSink, ModelService, Variant
 from rayloop.storage import Storage
 
+if TYPE_CHECKING:
+    from rayloop.serve.torch_engine import TorchEngine
+
 log = stage_logger("serve")
+
+TORCH_TOLERANCE = 0.5
+"""The golden answers are those of the quantized model. Full precision moves a probability near a
+class boundary by some tenths; wrong weights or wrong preprocessing move some row's by nearly 1."""
 
 
 def load_service(
@@ -53,7 +62,7 @@ def load_service(
 
 def load_engine(
     storage: Storage, model: str, version: str, config: ServeConfig
-) -> tuple[OnnxEngine, ModelSpec]:
+) -> tuple[Engine, ModelSpec]:
     """A version's engine, proven and warm, and what clients are told about it.
 
     Raises:
@@ -62,16 +71,44 @@ def load_engine(
     """
     release = load_release(storage, model, version)
     folder = release.folder
-    engine = OnnxEngine(storage.read(f"{folder}/{release.artifact}"), config.cpus_per_replica)
+    engine: OnnxEngine | TorchEngine
+    if config.engine == "torch":
+        engine, tolerance = _torch_engine(storage, release, config), TORCH_TOLERANCE
+    else:
+        model_file = storage.read(f"{folder}/{release.artifact}")
+        engine, tolerance = OnnxEngine(model_file, config.cpus_per_replica), GOLDEN_TOLERANCE
     if engine.shape != tuple(release.shape):
         raise Corrupt(
             f"{storage.path(folder)}: the model takes images of {engine.shape}, its release record "
             f"says {tuple(release.shape)}; register it again."
         )
-    difference = prove(engine, storage.read(f"{folder}/{release.golden['file']}"), folder)
+    difference = prove(
+        engine, storage.read(f"{folder}/{release.golden['file']}"), folder, tolerance
+    )
     engine.warm(warm_up_sizes(config.max_batch_rows))
     log.info("%s version %s is ready (golden difference %.2g)", model, version, difference)
     return engine, spec_of(release)
+
+
+def _torch_engine(storage: Storage, release: ReleaseRecord, config: ServeConfig) -> "TorchEngine":
+    """The release's model on torch, from the weights of its run, which must still be there."""
+    from rayloop.serve.torch_engine import TorchEngine  # noqa: PLC0415  takes seconds to import
+    from rayloop.train.result import load_model, load_result  # noqa: PLC0415
+
+    result = load_result(storage, release.run_id)
+    if result.checkpoint_digest != release.checkpoint_digest:
+        raise Corrupt(
+            f"Run {release.run_id} has been trained further since {release.model}:"
+            f"{release.version} was registered; register it again, or use --serve.engine onnx."
+        )
+    return TorchEngine(
+        load_model(storage, result),
+        precision=config.precision,
+        use_gpu=config.use_gpu,
+        compiled=config.compile,
+        num_threads=config.cpus_per_replica,
+        max_batch_rows=config.max_batch_rows,
+    )
 
 
 class RegistryShelf:

@@ -33,7 +33,7 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
         )
     options: dict[str, Any] = {
         "name": "classifier",
-        "ray_actor_options": {"num_cpus": config.cpus_per_replica},
+        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)},
         "max_ongoing_requests": config.max_queued_rows + 2 * config.max_batch_rows,
         "max_queued_requests": -1,
         "max_constructor_retry_count": 2,
