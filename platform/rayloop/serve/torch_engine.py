@@ -51,7 +51,8 @@ class TorchEngine:
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._shape, self._sizes = model.shape, warm_up_sizes(max_batch_rows)
         self._dtype = DTYPES[_precision(precision, use_gpu)]
-        self._model = model.eval().to(self._device, memory_format=torch.channels_last)
+        self._model = model.eval().to(memory_format=torch.channels_last)
+        self._model.to(self._device)
         self._run: Any = torch.compile(self._model, dynamic=False) if compiled else self._model
 
     @property
