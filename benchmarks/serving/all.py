@@ -18,6 +18,7 @@ QUICK = {
     "goodput": ["--repeats", "1", "--seconds", "5", "--steps", "5"],
     "rows32": ["--repeats", "2", "--seconds", "3"],
     "overload": ["--repeats", "1", "--servers", "rayloop", "--seconds", "20"],
+    "soak": ["--seconds", "60"],
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from common import HERE, mean_and_spread
 
 Rounds = dict[str, list[dict[str, Any]]]
-SCENARIOS = ("overhead", "goodput", "rows32", "overload")
+SCENARIOS = ("overhead", "goodput", "rows32", "overload", "soak")
 OURS = "rayloop"
 
 
@@ -73,6 +73,10 @@ def goals(data: dict[str, Rounds]) -> list[str]:
         rows.append(("images/s at 32 rows / bare engine", ">= 0.9", share, 0.9, True))
     if OURS in data.get("overload", {}):
         rows += overload_goals(data["overload"])
+    for one in data.get("soak", {}).get(OURS, []):
+        memory, files = one["memory_mb_growth"], one["open_files_growth"]
+        rows.append(("soak: memory, last quarter / second", "<= 1.05", memory, 1.05, False))
+        rows.append(("soak: open files, the same", "<= 1.05", files, 1.05, False))
     lines = ["| what | goal | found | |", "| --- | --- | --- | --- |"]
     for what, goal, found, limit, at_least in rows:
         lines.append(f"| {what} | {goal} | {found:.3g} | {verdict(found, limit, at_least)} |")
@@ -145,6 +149,13 @@ COLUMNS = {
         ("answer p99 ms", column("answer_p99_ms")), ("normal after s", column("recovery_s")),
         ("memory MB before", lambda row: row["memory_mb"][0][1]),
         ("memory MB at the end", lambda row: row["memory_mb"][-1][1]),
+    ],
+    "soak": [
+        ("rate/s", column("rate")), ("requests", column("requests")), ("failed", column("failed")),
+        ("p99 ms", column("p99_ms")), ("memory growth", column("memory_mb_growth")),
+        ("open files growth", column("open_files_growth")),
+        ("memory MB at the end", lambda row: row["readings"][-1]["memory_mb"]),
+        ("open files at the end", lambda row: row["readings"][-1]["open_files"]),
     ],
 }  # fmt: skip
 
