@@ -78,6 +78,14 @@ done
 exec {binary} "$@"
 """
 
+_SERVING = {
+    # Ray lends its workers the CPU that nothing else wants; a server's answers are waited for.
+    "RAY_worker_niceness": "0",
+    # Serve's default of 10 s alone makes a second replica come 20 s late.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+}
+
 HEAD_TIMEOUT_S = 30
 FRONT = "haproxy"
 """The program's file in the instance's folder."""
@@ -197,6 +205,7 @@ def _binary() -> str:
 def plain_environment() -> dict[str, str]:
     """The variables for Serve's own proxy, in throughput mode without ports for the replicas."""
     return {
+        **_SERVING,
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
@@ -266,13 +275,12 @@ def port_is_free(host: str, port: int) -> bool:
 def _throughput() -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return {
+        **_SERVING,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cores)),
         # One datagram a request to a Python actor; the replicas count for themselves.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        # Ray lends its workers the CPU that nothing else wants; a server's answers are waited for.
-        "RAY_worker_niceness": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayloop.serve.lane.middlewares",
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
         # Long enough for HAProxy to hear that a replica leaves (it hears within about a second).

@@ -58,7 +58,8 @@ if __name__ == "__main__":
             print(url, flush=True)
             while not stop.wait(0.2):
                 (state,) = serve.status().applications["rayloop"].deployments.values()
-                print(state.replica_states.get("RUNNING", 0), flush=True)
+                states = state.replica_states
+                print(states.get("RUNNING", 0) + states.get("STOPPING", 0), flush=True)
 """
 
 pytestmark = pytest.mark.skipif(
@@ -108,7 +109,8 @@ HEADERS = {"Inference-Header-Content-Length": str(HEAD)}
 
 async def post(session, url: str, headers: dict[str, str] | None = None):
     async with session.post(url + INFER, data=BODY, headers=HEADERS | (headers or {})) as response:
-        return response.status, dict(response.headers), await response.read()
+        names = {name.lower(): value for name, value in response.headers.items()}
+        return response.status, names, await response.read()
 
 
 def executed(url: str) -> int:

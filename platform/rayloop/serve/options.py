@@ -7,6 +7,8 @@ from rayloop.config import ServeConfig
 from rayloop.errors import ConfigError
 
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 5.0, 60.0
+LOOK_BACK_S = 15.0
+"""Autoscaling looks at the mean of so many seconds; Serve warns below 10."""
 
 
 def deployment_options(config: ServeConfig) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
             "target_ongoing_requests": target_ongoing_requests(config),
             "upscale_delay_s": UPSCALE_DELAY_S,
             "downscale_delay_s": DOWNSCALE_DELAY_S,
+            "look_back_period_s": LOOK_BACK_S,
         }
     else:
         options["num_replicas"] = config.max_replicas
