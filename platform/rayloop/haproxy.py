@@ -50,13 +50,17 @@ _SED = r"""/^frontend prometheus/,/^frontend http/s|bind :|bind 127.0.0.1:|
 s|status 404 content-type text/plain lf-string .*|status 404 content-type application/json file {folder}/404.json|
 /^ *option httplog$/d
 /^ *log global$/d
-/^frontend http_frontend$/a\    option http-buffer-request
+/^frontend http_frontend$/a\    option http-buffer-request\n    timeout client {client_s}s
+s|check backup$|check backup maxconn 0|
 /^ *# Servers in this backend$/r {folder}/backend
 """  # noqa: E501
 _BACKEND = """\
     default-server maxconn {at_once}
+    acl rayloop_health path_beg /v2/health
+    acl rayloop_fits req.body_size lt {buffer}
+    http-request set-priority-class int(-100) if rayloop_health
     http-request return status 429 content-type application/json file {folder}/429.json \
-hdr retry-after 1 if {{ avg_queue ge {waiting} }}
+hdr retry-after 1 if !rayloop_health rayloop_fits {{ avg_queue ge {waiting} }}
     http-request set-header {arrived} %[hostname]/%[date(0,us)]
 """
 _FRONT = """#!/bin/sh
@@ -85,6 +89,13 @@ _SERVING = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
+
+BUFFER_BYTES = 131_072
+"""A request up to about this size is whole in HAProxy before it takes a place in a replica. A
+larger one is neither buffered nor refused by HAProxy, which could not read the rest of it."""
+
+SILENCE_S = 60
+"""A client that is silent so long in the middle of its request loses its connection."""
 
 HEAD_TIMEOUT_S = 30
 FRONT = "haproxy"
@@ -157,7 +168,7 @@ def write_front(folder: Path, config: ServeConfig) -> Path:
     """
     lines = [
         f"    timeout http-request {HEAD_TIMEOUT_S}s",
-        f"    timeout queue {config.default_timeout_ms / 2:.0f}ms",
+        f"    timeout queue {max(1.0, config.default_timeout_ms / 2):.0f}ms",
     ]
     for code, (status, message) in OWN_ERRORS.items():
         file = folder / f"{code}.http"
@@ -170,12 +181,13 @@ def write_front(folder: Path, config: ServeConfig) -> Path:
             at_once=requests_at_once(config),
             waiting=config.max_queued_requests,
             arrived=ARRIVED,
+            buffer=BUFFER_BYTES - 8192,
         )
     )
     message = f"{config.max_queued_requests} requests wait for each replica; try again shortly."
     (folder / "429.json").write_text(json.dumps({"error": message}))
     (folder / "404.json").write_text(json.dumps({"error": "There is no application here."}))
-    (folder / "front.sed").write_text(_SED.format(folder=folder))
+    (folder / "front.sed").write_text(_SED.format(folder=folder, client_s=SILENCE_S))
     front = folder / FRONT
     front.write_text(_FRONT.format(folder=folder, binary=_binary()))
     front.chmod(0o700)
@@ -282,6 +294,7 @@ def _throughput() -> dict[str, str]:
         # One datagram a request to a Python actor; the replicas count for themselves.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayloop.serve.lane.middlewares",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
         # Long enough for HAProxy to hear that a replica leaves (it hears within about a second).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

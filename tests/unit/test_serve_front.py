@@ -37,6 +37,8 @@ frontend http_frontend
     use_backend dead if {{ path /dead }}
     default_backend slow
 backend slow
+    log global
+    # Servers in this backend
     server s 127.0.0.1:{slow}
 backend dead
     server s 127.0.0.1:{dead}
@@ -53,6 +55,10 @@ LINES = [
     "\n    errorfile 503 {{ config.error_file_path }}",
     'return status 404 content-type text/plain lf-string "Path',
     "\nlisten stats\n  bind *:{{ config.stats_port }}",
+    "\n    # Servers in this backend\n",
+    "\n    log global\n",
+    "\n    option httplog\n",
+    " check backup\n",
 ]
 
 

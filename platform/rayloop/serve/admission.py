@@ -72,7 +72,7 @@ def admit(
         return too_large(limits)
     if queued_rows >= limits.max_queued_rows:
         return Refuse(429, f"{queued_rows} rows wait already; try again shortly.", 1)
-    if wait_s > left_s:
+    if wait_s > 0 and wait_s > left_s:
         return late(wait_s, left_s)
     return admit_bytes(limits, inflight_bytes + declared)
 

@@ -121,11 +121,10 @@ class Batcher:
         self._idle.set()
         self._changed = threading.Condition(threading.Lock())
         self._wake_at_rows = 0
-        self._stopped = False
+        self._stopped = self._closing = self._has_run = False
         self.counts = BatcherCounts()
         self.statistics = VersionStatistics()
         self._engine = EngineThread(predict, self._take, self._tell)
-        self._engine.start()
 
     @property
     def queued_rows(self) -> int:
@@ -160,10 +159,13 @@ class Batcher:
 
         Raises:
             Abandoned: Nobody waits any more.
+            Stopping: The batcher is being closed.
             QueueFull: There is no room for the rows.
             DeadlinePassed: The time ran out first.
             EngineFailed: The engine raises on these rows.
         """
+        if self._closing:
+            raise Stopping("The server is stopping.")
         if timeout_s <= 0:
             self.counts.expired += 1
             raise DeadlinePassed("The deadline had passed on arrival; give more time.")
@@ -192,24 +194,26 @@ class Batcher:
 
     async def drain(self) -> None:
         """Answer everything that waits, then stop the thread; nothing new may be submitted."""
+        self._closing = True
         await self._idle.wait()
-        self._stop_engine()
+        await self._stop_engine()
 
     async def close(self) -> None:
         """Let the batch that runs finish, fail what waits, and stop the thread."""
+        self._closing = True
         with self._changed:
             waiting = [piece for level in self._levels for piece in level]
         for piece in waiting:
             if piece.wanted:
                 piece.request.future.set_exception(Stopping("The server is stopping."))
         await self._idle.wait()
-        self._stop_engine()
+        await self._stop_engine()
 
-    def _stop_engine(self) -> None:
+    async def _stop_engine(self) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        self._engine.join()
+        await asyncio.to_thread(self._engine.join)
 
     def _enqueue(self, rows: Rows, priority: int, gone: Callable[[], bool]) -> _Request:
         step = self._max_batch_rows
@@ -223,6 +227,7 @@ class Batcher:
             gone,
         )
         pieces = [_Piece(request, i, part) for i, part in enumerate(slices)]
+        self._engine.start()
         self._unfinished += len(pieces)
         self._idle.clear()
         with self._changed:
@@ -257,13 +262,15 @@ class Batcher:
     def _take(self) -> tuple[_Batch, list[Rows]] | None:
         """The engine's next batch, once there is one; None at the end. In the engine's thread."""
         with self._changed:
-            self._wait_for_company()
+            if self._has_run:
+                self._wait_for_company()
             while not self.queued_rows and not self._stopped:
                 self._wait(1, None)
             if self._stopped:
                 return None
             batch = _Batch([], [], perf_counter_ns())
             self._fill(batch)
+            self._has_run = True
         return batch, [piece.rows for piece in batch.pieces]
 
     def _wait(self, rows: int, seconds: float | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rayloop.haproxy import ARRIVED
 from rayloop.serve.body import Receive
 from rayloop.serve.protocol.error import ProtocolError
-from rayloop.serve.uvicorn_cycle import client_left, whole_body
+from rayloop.serve.uvicorn_cycle import client_left, is_uvicorns, whole_body
 
 Scope = Mapping[str, Any]
 T = TypeVar("T")
@@ -43,9 +43,11 @@ class Call:
         self.timeout_ms = wanted_timeout_ms(
             self.header(b"x-request-timeout-ms"), default_timeout_ms
         )
-        self._started_at = self._loop.time() - waited_s(
-            self.header(ARRIVED_HEADER), HOST, time.time()
-        )
+        self._started_at = self._loop.time()
+        if is_uvicorns(
+            self._cycle
+        ):  # Serve's proxy holds what wakes a replica; that does not count
+            self._started_at -= waited_s(self.header(ARRIVED_HEADER), HOST, time.time())
         self._ends_at = self._started_at + self.timeout_ms / 1000
 
     def header(self, name: bytes) -> str | None:
@@ -88,7 +90,7 @@ def waited_s(stamp: str | None, host: str, now: float) -> float:
     if stamp is None:
         return 0.0
     where, _, when = stamp.rpartition("/")
-    if where != host or not when.isdigit():
+    if where != host or not (when.isascii() and when.isdigit() and len(when) < 20):
         return 0.0
     return min(max(0.0, now - int(when) / 1e6), LONGEST_TIMEOUT_MS / 1000)
 

@@ -62,12 +62,14 @@ class EngineThread(Generic[Job]):
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to take batches."""
-        self._thread.start()
+        """Begin to take batches, unless that was done before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def join(self) -> None:
         """Wait until `take` has given None."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _work(self) -> None:
         while (batch := self._take()) is not None:

@@ -12,6 +12,9 @@ from rayloop.models.classifier import ImageClassifier
 from rayloop.serve.engine import Images, Probabilities, warm_up_sizes
 from rayloop.train.step import DTYPES
 
+COMPILED_FORMS = 256
+"""Batch sizes times loaded versions that torch.compile may keep; its default is 8."""
+
 
 class TorchEngine:
     """A classifier in evaluation mode on one device.
@@ -53,7 +56,10 @@ class TorchEngine:
         self._dtype = DTYPES[_precision(precision, use_gpu)]
         self._model = model.eval().to(memory_format=torch.channels_last)
         self._model.to(self._device)
-        self._run: Any = torch.compile(self._model, dynamic=False) if compiled else self._model
+        self._run: Any = self._model
+        if compiled:  # each batch size is compiled by itself, for each version that is loaded
+            torch._dynamo.config.recompile_limit = COMPILED_FORMS
+            self._run = torch.compile(self._model, dynamic=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -12,6 +12,11 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 
+def is_uvicorns(cycle: object) -> bool:
+    """Whether this is uvicorn's own object, with nothing of Serve's between."""
+    return isinstance(cycle, RequestResponseCycle)
+
+
 def client_left(cycle: object) -> bool:
     """Whether the client has closed its connection; False where uvicorn cannot be asked."""
     return isinstance(cycle, RequestResponseCycle) and cycle.disconnected
@@ -23,6 +28,7 @@ def whole_body(cycle: object) -> bytes | None:
         return None
     body = bytes(cycle.body)
     cycle.body = bytearray()
+    cycle.flow.resume_reading()  # else a long body would hide that the client leaves
     return body
 
 

@@ -57,7 +57,7 @@ class KnownHeads:
 
     def find(self, body: bytes, length: int, spec: ModelSpec) -> InferRequest | None:
         """The request, if its head is known for this model and its tensor is whole."""
-        head = self._heads.get(body[:length])
+        head = self._heads.get(body[:length]) if length <= LONGEST_KNOWN_HEAD else None
         if head is None or head.spec is not spec or len(body) - length != head.size_bytes:
             return None
         images = np.frombuffer(body, np.uint8, offset=length).reshape(head.shape)
