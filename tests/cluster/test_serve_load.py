@@ -138,6 +138,30 @@ def test_what_does_not_fit_is_refused_in_the_ingress_and_what_was_taken_is_answe
     assert requests.post(url + INFER, data=BODY, headers=HEADERS, timeout=30).status_code == 200
 
 
+def test_health_is_told_and_large_bodies_are_refused_in_order_while_the_queue_is_full(url) -> None:
+    large = bytes(100_000)
+
+    async def send_large(session) -> int:
+        async with session.post(url + INFER, data=large, headers=HEADERS) as response:
+            await response.read()
+            return response.status
+
+    async def main() -> tuple[list, list, int]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            flood = [asyncio.create_task(post(session, url)) for _ in range(100)]
+            await asyncio.sleep(BATCH_S / 2)
+            async with session.get(f"{url}/v2/health/live") as health:
+                live = health.status
+            refused = await asyncio.gather(*(send_large(session) for _ in range(40)))
+            return [status for status, _, _ in await asyncio.gather(*flood)], refused, live
+
+    flood, refused, live = asyncio.run(main())
+    assert set(flood) == {200, 429}
+    assert live == 200
+    assert set(refused) <= {400, 429}
+
+
 def test_what_cannot_be_done_in_time_never_reaches_the_engine(url) -> None:
     before = executed(url)
 

@@ -8,6 +8,7 @@ from rayloop.config import ModelConfig, ServeConfig
 from rayloop.errors import ConfigError, DoesNotFit
 from rayloop.models.zoo import build_classifier
 from rayloop.serve.options import deployment_options
+from rayloop.serve.protocol.spec import ModelSpec, config_document, model_document
 from rayloop.serve.torch_engine import TorchEngine
 
 SHAPE = (8, 8, 1)
@@ -54,6 +55,13 @@ def test_batches_are_filled_up_to_warm_sizes(model, monkeypatch) -> None:
 def test_a_missing_gpu_is_said(model) -> None:
     with pytest.raises(DoesNotFit, match=r"serve\.use_gpu"):
         TorchEngine(model, use_gpu=True)
+
+
+def test_clients_are_told_what_runs_the_model() -> None:
+    spec = ModelSpec(model="m", version="1", shape=SHAPE, class_names=("a", "b"), engine="torch")
+    assert model_document(spec, ["1"])["platform"] == "pytorch"
+    config = config_document(spec, ["1"], ServeConfig(engine="torch", use_gpu=True))
+    assert (config["backend"], config["instance_group"][0]["kind"]) == ("pytorch", "KIND_GPU")
 
 
 def test_settings_of_torch_need_torch() -> None:

@@ -1,5 +1,6 @@
 """Turn a release into a loaded, proven and warmed service."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rayloop.clock import SYSTEM_CLOCK
@@ -87,7 +88,7 @@ def load_engine(
     )
     engine.warm(warm_up_sizes(config.max_batch_rows))
     log.info("%s version %s is ready (golden difference %.2g)", model, version, difference)
-    return engine, spec_of(release)
+    return engine, replace(spec_of(release), engine=config.engine)
 
 
 def _torch_engine(storage: Storage, release: ReleaseRecord, config: ServeConfig) -> "TorchEngine":

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rayloop.config import ServeConfig
 from rayloop.serve.batcher import DEFAULT_PRIORITY, PRIORITY_LEVELS
@@ -22,7 +22,12 @@ EXTENSIONS = (
 )
 """What `GET /v2` advertises; only what is really offered, since clients act on it."""
 
-PLATFORM = "onnxruntime_onnx"
+PLATFORMS = {
+    "onnx": ("onnxruntime_onnx", "onnxruntime", "model.onnx"),
+    "torch": ("pytorch", "pytorch", ""),
+}
+"""Platform, backend and file name of a model, by the engine that runs it."""
+
 DATATYPES = frozenset(
     [
         "BOOL",
@@ -60,6 +65,9 @@ class ModelSpec:
     class_names: tuple[str, ...]
     """Labels in index order."""
 
+    engine: Literal["onnx", "torch"] = "onnx"
+    """What runs it."""
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one image."""
@@ -81,7 +89,7 @@ def model_document(spec: ModelSpec, versions: Sequence[str]) -> dict[str, Any]:
     return {
         "name": spec.model,
         "versions": list(versions),
-        "platform": PLATFORM,
+        "platform": PLATFORMS[spec.engine][0],
         "inputs": [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, *spec.shape]}],
         "outputs": [
             {"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, len(spec.class_names)]}
@@ -101,10 +109,11 @@ def config_document(
         versions: All that are loaded.
         config: Batch sizes, times and limits.
     """
+    platform, backend, file_name = PLATFORMS[spec.engine]
     return {
         "name": spec.model,
-        "platform": PLATFORM,
-        "backend": "onnxruntime",
+        "platform": platform,
+        "backend": backend,
         "version_policy": {"specific": {"versions": [int(version) for version in versions]}},
         "max_batch_size": config.max_rows_per_request,
         "input": [
@@ -124,9 +133,14 @@ def config_document(
             }
         ],
         "instance_group": [
-            {"name": spec.model, "kind": "KIND_CPU", "count": config.max_replicas, "gpus": []}
+            {
+                "name": spec.model,
+                "kind": "KIND_GPU" if config.use_gpu else "KIND_CPU",
+                "count": config.max_replicas,
+                "gpus": [],
+            }
         ],
-        "default_model_filename": "model.onnx",
+        "default_model_filename": file_name,
         "dynamic_batching": {
             "preferred_batch_size": [config.max_batch_rows],
             "max_queue_delay_microseconds": int(config.max_batch_wait_ms * 1000),
