@@ -97,6 +97,7 @@ def build_app(
     home: str,
     model: str = "",
     version: str = "@champion",
+    deployment: str = "",
 ) -> Application:
     """The application that serves one registered version.
 
@@ -106,6 +107,7 @@ def build_app(
         home: Root of the storage, reachable from every node.
         model: Name in the registry; empty means `registry.model`.
         version: `@alias` or `:number`; it is resolved now, once for all replicas.
+        deployment: Names what its replicas remember together; made up when it is empty.
 
     Raises:
         DataMissing: There is no such model, alias or version.
@@ -115,9 +117,9 @@ def build_app(
 
     storage, name = Storage(home), model or registry.model
     resolved = resolve_version(storage, registry, name, version)
-    deployment = secrets.token_hex(8)
+    remembered = deployment or secrets.token_hex(8)
     return application(
-        config, partial(load_service, storage, name, resolved, deployment=deployment)
+        config, partial(load_service, storage, name, resolved, deployment=remembered)
     )
 
 

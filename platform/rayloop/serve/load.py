@@ -112,6 +112,11 @@ def _torch_engine(storage: Storage, release: ReleaseRecord, config: ServeConfig)
     )
 
 
+def notes_folder(deployment: str) -> str:
+    """Where the replicas of one deployment remember things together; nobody needs it after them."""
+    return f"serving/{deployment}"
+
+
 class RegistryShelf:
     """The versions of one model in the registry.
 
@@ -128,7 +133,7 @@ class RegistryShelf:
         self._storage = storage
         self._model = model
         self._config = config
-        self._note = f"serving/{model}/{deployment}.json" if deployment else ""
+        self._note = f"{notes_folder(deployment)}/{model}.json" if deployment else ""
 
     def published(self) -> list[str]:
         """The versions whose release record is in place, lowest first."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import secrets
 import socket
 import sys
 import time
@@ -22,7 +23,9 @@ from rayloop.haproxy import port_is_free
 from rayloop.logs import stage_logger
 from rayloop.serve.app import build_app
 from rayloop.serve.grpc_server import ATTACH, hosted_by_serve
+from rayloop.serve.load import notes_folder
 from rayloop.serve.options import failure_reason
+from rayloop.storage import Storage
 
 log = stage_logger("serve")
 
@@ -68,9 +71,13 @@ def serving(
     port = choose_port(config)
     config = replace(config, grpc_port=choose_grpc_port(config, port))
     check_room(config)
-    app = build_app(config, registry, home, model, version)
-    with running(app, config.host, port, config.grpc_port) as url:
-        yield url
+    deployment = secrets.token_hex(8)
+    app = build_app(config, registry, home, model, version, deployment)
+    try:
+        with running(app, config.host, port, config.grpc_port) as url:
+            yield url
+    finally:
+        Storage(home).remove(notes_folder(deployment))
 
 
 @contextmanager
