@@ -35,7 +35,8 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
         )
     options: dict[str, Any] = {
         "name": "classifier",
-        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": int(config.use_gpu)},
+        "ray_actor_options": {"num_cpus": config.cpus_per_replica}
+        | ({"num_gpus": 1} if config.use_gpu else {}),
         "max_ongoing_requests": config.max_queued_rows + 2 * config.max_batch_rows,
         "max_queued_requests": -1,
         "max_constructor_retry_count": 2,
