@@ -25,7 +25,7 @@ def main() -> dict[str, Any]:
     with haproxy.ingress(config.serve) as extra, cluster.connect(config.cluster, extra):
         from rayloop.serve.run import serving  # noqa: PLC0415  imports Ray
 
-        with serving(config.serve, config.registry, storage.home()) as url:
+        with serving(config.serve, config.registry, storage.home(), events=config.events) as url:
             stop = _stop_on_signals()
             start = SYSTEM_CLOCK.monotonic()
             _welcome(url, config.registry.model)

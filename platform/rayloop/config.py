@@ -451,14 +451,11 @@ class ServeConfig:
     default_timeout_ms: float = 10_000.0
     """Deadline of a request that names none; past it 504."""
 
+    plan_poll_s: float = 0.25
+    """How often a replica looks for a new traffic plan."""
+
     model_control: bool = True
     """Let clients load and unload versions over the repository extension; without it 403."""
-
-    accept_confidence: float = 0.7
-    """Confidence (0..1) from which a prediction's decision is `accept`."""
-
-    review_confidence: float = 0.4
-    """Confidence (0..1) below which it is `review`; between the two it is `fallback`."""
 
     def __post_init__(self) -> None:
         _in_range("serve", self, 0, 65535, "http_port", "grpc_port")
@@ -469,7 +466,7 @@ class ServeConfig:
         _in_range("serve", self, 0.0, 60_000.0, "max_batch_wait_ms")
         _in_range("serve", self, 1, 1e9, "max_body_bytes", "max_rows_per_request")
         _in_range("serve", self, 1.0, 3_600_000.0, "default_timeout_ms")
-        _in_range("serve", self, 0.0, 1.0, "accept_confidence", "review_confidence")
+        _in_range("serve", self, 0.01, 60.0, "plan_poll_s")
         _check(
             self.engine == "torch" or not (self.use_gpu or self.compile),
             "serve.use_gpu and serve.compile need serve.engine=torch.",
@@ -484,11 +481,70 @@ class ServeConfig:
             f"serve.max_queued_rows={self.max_queued_rows} is below "
             f"serve.max_batch_rows={self.max_batch_rows}: a batch could never fill.",
         )
-        _check(
-            self.review_confidence <= self.accept_confidence,
-            f"serve.review_confidence={self.review_confidence} is above "
-            f"serve.accept_confidence={self.accept_confidence}.",
-        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventsConfig:
+    """What is remembered of each prediction, for monitoring, rollout and the next training set."""
+
+    enabled: bool = True
+    """Write an event for each answered image under RAYLOOP_HOME/events."""
+
+    flush_s: float = 5.0
+    """Longest time an event waits before it is in a file."""
+
+    max_pending_rows: int = 50_000
+    """Events a replica may hold that are not in a file yet; beyond it they are dropped and
+    counted."""
+
+    max_pending_bytes: int = 67_108_864
+    """Bytes of images held for statistics and samples; beyond it events are dropped and counted."""
+
+    payload_share: float = 0.0
+    """Share (0..1) of the images whose pixels are kept with their event."""
+
+    embedding_share: float = 0.0
+    """Share (0..1) of the images whose embedding, the input of the last layer, is kept; it is
+    computed once more beside the requests."""
+
+    retention_days: int = 30
+    """Days after which a day's events are removed; 0 keeps them for ever."""
+
+    def __post_init__(self) -> None:
+        _in_range("events", self, 0.05, 3600.0, "flush_s")
+        _in_range("events", self, 1, 1e8, "max_pending_rows")
+        _in_range("events", self, 1, 1e12, "max_pending_bytes")
+        _in_range("events", self, 0.0, 1.0, "payload_share", "embedding_share")
+        _in_range("events", self, 0, 100_000, "retention_days")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    """What batch prediction reads, and how."""
+
+    input: str = ""
+    """Folder of images, a Parquet file or folder, or `SPLIT` of a dataset as
+    `dataset:NAME[/VERSION][/SPLIT]`; empty means the test split of the newest dataset version."""
+
+    output: str = ""
+    """Name of the result under RAYLOOP_HOME/predictions; empty means a name made from the model,
+    its version and the input, so that the same command continues."""
+
+    version: str = "@champion"
+    """Which version predicts: `@alias` or `:number`."""
+
+    batch_rows: int = 256
+    """Images in one call of the engine."""
+
+    rows_per_file: int = 16_384
+    """Rows in one file of the result, which is also the step in which a stopped job continues."""
+
+    num_workers: int = 0
+    """Engines that run beside one another; 0 means as many as CPU cores allow."""
+
+    def __post_init__(self) -> None:
+        _in_range("batch", self, 1, 1_000_000, "batch_rows", "rows_per_file")
+        _in_range("batch", self, 0, 100_000, "num_workers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -556,6 +612,12 @@ class Config:
 
     serve: ServeConfig = field(default_factory=ServeConfig)
     """Version to predictions."""
+
+    events: EventsConfig = field(default_factory=EventsConfig)
+    """Predictions to what is remembered of them."""
+
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Version and a dataset to a table of predictions."""
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     """The stages one after the other."""

@@ -80,7 +80,11 @@ class Storage:
         Names that start with a dot are staging leftovers and are not listed.
         """
         selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
-        found = (os.path.basename(info.path) for info in self._fs.get_file_info(selector))
+        try:
+            infos = self._fs.get_file_info(selector)
+        except FileNotFoundError:  # it was made or removed between two calls inside pyarrow
+            return []
+        found = (os.path.basename(info.path) for info in infos)
         return sorted(name for name in found if not name.startswith("."))
 
     def read(self, path: str) -> bytes:
@@ -107,13 +111,37 @@ class Storage:
             return
         target = Path(self._full(path))
         with _full_is_told(target, len(content)), _hidden_beside(target) as staged:
-            with staged.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-                refuse_short(stream, len(content))
+            _fill(staged, content)
             staged.replace(target)
             _sync(target.parent)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Put a file in one step unless there is one; of several writers one alone succeeds.
+
+        That holds for all processes that share a local folder. On an object store it is a look
+        and then a put: of two writers at the same moment the last one wins, and both are told
+        that they made it.
+
+        Returns:
+            Whether this call made the file; if not, the one that is there is as it was.
+
+        Raises:
+            StorageFull: The local disk has no room.
+        """
+        if self.exists(path):
+            return False
+        if not self.is_local:
+            self.write(path, content)
+            return True
+        target = Path(self._full(path))
+        with _full_is_told(target, len(content)), _hidden_beside(target) as staged:
+            _fill(staged, content)
+            try:
+                os.link(staged, target)
+            except FileExistsError:
+                return False
+            _sync(target.parent)
+        return True
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A file that holds one JSON object.
@@ -138,10 +166,13 @@ class Storage:
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
         self.write(path, text.encode() + b"\n")
 
-    def remove(self, folder: str) -> None:
-        """Remove a folder and all it holds; nothing happens when it is missing."""
-        if self.exists(folder):
-            self._fs.delete_dir(self._full(folder))
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder and all it holds; nothing happens when it is missing."""
+        kind = self._fs.get_file_info(self._full(path)).type
+        if kind == pafs.FileType.Directory:
+            self._fs.delete_dir(self._full(path))
+        elif kind != pafs.FileType.NotFound:
+            self._fs.delete_file(self._full(path))
 
     @contextmanager
     def staging(self, folder: str, num_bytes: int = 0) -> Iterator[Path]:
@@ -241,6 +272,15 @@ def _hidden_beside(target: Path) -> Iterator[Path]:
             shutil.rmtree(hidden)
         else:
             hidden.unlink(missing_ok=True)
+
+
+def _fill(staged: Path, content: bytes) -> None:
+    """Write a file and wait until all of it is on the disk."""
+    with staged.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+        refuse_short(stream, len(content))
 
 
 def _make_folder(folder: Path) -> None:

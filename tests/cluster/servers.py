@@ -1,4 +1,4 @@
-"""Servers of their own process for the tests of this folder, and the small model they serve.
+"""Servers of their own process for the tests of this folder.
 
 Each mode of Serve needs its own environment before Ray starts, so a test runs a script and speaks
 to it over the network only.
@@ -13,42 +13,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from onnx import TensorProto, helper
+from tests.releases import LABELS as LABELS
+from tests.releases import MODEL as MODEL
+from tests.releases import SHAPE as SHAPE
+from tests.releases import images as images
+from tests.releases import model_bytes as model_bytes
 
-SHAPE, LABELS = (12, 10, 1), ("ant", "bee", "cat", "dog")
-MODEL = "classifier"
 INFER = f"/v2/models/{MODEL}/infer"
-
-
-def model_bytes(seed: int = 0) -> bytes:
-    """A linear classifier of images, as ONNX."""
-    rng = np.random.default_rng(seed)
-    size = int(np.prod(SHAPE))
-    nodes = [
-        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["f", "flat"], ["r"]),
-        helper.make_node("Gemm", ["r", "w"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    weights = rng.normal(0, 0.003, (size, len(LABELS))).astype(np.float32)
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *SHAPE])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(LABELS)])],
-        [
-            helper.make_tensor("flat", TensorProto.INT64, [2], [-1, size]),
-            helper.make_tensor("w", TensorProto.FLOAT, [size, len(LABELS)], weights.ravel()),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return model.SerializeToString()
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    """Random images the model takes."""
-    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
 
 
 def free_ports(count: int) -> list[str]:
@@ -97,3 +68,13 @@ def first_line(folder: Path, process: subprocess.Popen[str]) -> list[str]:
     line = process.stdout.readline().split()
     assert line, (folder / "log").read_text()[-3000:]
     return line
+
+
+UNTIL_STOPPED = """
+            stop = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            print(url, url.grpc, flush=True)
+            stop.wait()
+"""
+"""The end of a server's script, inside its innermost context."""

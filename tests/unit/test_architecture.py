@@ -15,11 +15,12 @@ PACKAGE = ROOT / "platform" / "rayloop"
 STAGES = ["data", "models", "train", "tune", "quantize", "registry", "serve", "pipeline"]
 """Rooms in the order of the pipeline; a room imports only those before it."""
 
-PURE_BASE = {"config", "presets", "errors", "clock", "storage", "logs", "tracking", "haproxy"}
+PURE_BASE = {
+    "config", "presets", "errors", "clock", "storage", "logs", "tracking", "haproxy", "metrics"
+}  # fmt: skip
 BASE = PURE_BASE | {"cluster", "jobs_entry", "cli"}
 MAY_IMPORT_RAY = {
     "cluster",
-    "cli",
     "data/sources",
     "data/prepare",
     "data/feed",
@@ -29,6 +30,7 @@ MAY_IMPORT_RAY = {
     "quantize/run",
     "serve/app",
     "serve/lane",
+    "serve/offline_run",
     "serve/run",
     "serve/options",
     "pipeline/run",

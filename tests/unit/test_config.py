@@ -60,7 +60,6 @@ from rayloop.errors import ConfigError
         (ServeConfig, {"http_port": 70000}, "serve.http_port=70000"),
         (ServeConfig, {"min_replicas": 3}, "serve.min_replicas=3 is above"),
         (ServeConfig, {"max_queued_rows": 8}, "a batch could never fill"),
-        (ServeConfig, {"review_confidence": 0.8}, "serve.review_confidence=0.8 is above"),
         (PipelineConfig, {"traffic_requests": 0}, "pipeline.traffic_requests=0"),
         (ClusterConfig, {"num_cpus": -1}, "cluster.num_cpus=-1"),
         (Config, {"run_id": "a/b"}, "run_id='a/b'"),

@@ -64,7 +64,13 @@ class Shelf:
         )
         return make_variant(f"version-{version}", Engine(1.0), spec, CONFIG)
 
-    def remember(self, versions: tuple[str, ...]) -> None:
+    def shadow(self, version: str):
+        raise NotImplementedError
+
+    def newer_plan(self, number: int):
+        return None
+
+    def remember(self, changes) -> None:
         pass
 
 

@@ -54,6 +54,21 @@ class Reply:
         return json.loads(self.body)
 
 
+class Remembers:
+    """A memory that is a list."""
+
+    writer = "0123456789abcdef"
+
+    def __init__(self, events: list) -> None:
+        self.put = events.append
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
 def request(
     method: str,
     path: str,
@@ -68,7 +83,7 @@ def request(
             engine or BrightnessEngine(),
             SPEC,
             config,
-            events.append if events is not None else None,
+            Remembers(events) if events is not None else None,
         )
         reply = await call(InferenceApp(service, config), method, path, body, headers)
         await service.close()
@@ -300,15 +315,19 @@ def test_a_variant_can_be_forced_and_must_exist() -> None:
     assert "champion" in unknown.json()["error"]
 
 
-def test_each_row_becomes_an_event() -> None:
+def test_a_request_becomes_an_event() -> None:
     events: list = []
     reply = infer(headers={"x-rayloop-unit": "user-1"}, events=events)
-    assert [event.row for event in events] == [0, 1]
-    assert {event.prediction_id for event in events} == {reply.headers["x-rayloop-prediction-id"]}
-    first = events[0].to_json()
-    assert (first["unit"], first["variant"], first["forced"]) == ("user-1", "champion", False)
-    assert (first["class_index"], first["decision"]) == (0, "accept")
-    assert json.dumps(first)
+    (event,) = events
+    assert event.prediction_id == reply.headers["x-rayloop-prediction-id"]
+    assert event.prediction_id.startswith(Remembers.writer)
+    assert (event.unit, event.variant, event.forced, event.plan) == ("user-1", "champion", False, 1)
+    assert (event.status, event.assigned_version, event.versions) == (200, SPEC.version, ())
+    assert event.decisions == ("accept", "accept")
+    assert event.images.tolist() == IMAGES.tolist()
+    assert event.probabilities.shape == (2, len(SPEC.class_names))
+    assert 0 <= event.queue_ms <= event.latency_ms
+    assert 0 < event.engine_ms <= event.latency_ms
 
 
 def test_a_client_that_leaves_gets_no_answer_and_breaks_nothing() -> None:

@@ -14,9 +14,7 @@ from rayloop.errors import ConfigError, Corrupt
 from rayloop.serve.admission import ADMIT, Limits, Refuse, admit, admit_bytes
 from rayloop.serve.assemble import GOLDEN_TOLERANCE, prove
 from rayloop.serve.engine import OnnxEngine, warm_up_sizes
-from rayloop.serve.events import decide
 from rayloop.serve.options import deployment_options, failure_reason, target_ongoing_requests
-from rayloop.serve.traffic import TrafficPlan, single
 
 LIMITS = Limits(max_body_bytes=100, max_queued_rows=10)
 
@@ -73,46 +71,6 @@ def test_admission_by_headers(queued: int, inflight: int, length: str | None, st
 def test_bodies_held_at_once_are_bounded() -> None:
     assert admit_bytes(LIMITS, LIMITS.max_inflight_bytes) is ADMIT
     assert isinstance(admit_bytes(LIMITS, LIMITS.max_inflight_bytes + 1), Refuse)
-
-
-@given(st.floats(0, 1), st.integers(0, 10_000))
-def test_growing_a_share_moves_only_the_difference(grown: float, number: int) -> None:
-    small, large = sorted((0.1, grown))
-    unit = f"user-{number}"
-    before = TrafficPlan(variants=(("challenger", small), ("champion", 1 - small))).assign(unit)
-    after = TrafficPlan(variants=(("challenger", large), ("champion", 1 - large))).assign(unit)
-    assert before == after or (before, after) == ("champion", "challenger")
-
-
-def test_assignment_is_fixed_for_ever_and_fits_the_shares() -> None:
-    plan = TrafficPlan(variants=(("a", 0.2), ("b", 0.8)))
-    assert [plan.assign(f"u{n}") for n in range(8)] == ["b", "a", "a", "b", "b", "b", "b", "b"]
-    share = sum(plan.assign(str(n)) == "a" for n in range(20_000)) / 20_000
-    assert abs(share - 0.2) < 0.012
-    salted = TrafficPlan(variants=plan.variants, salt="other")
-    both = sum(plan.assign(str(n)) == salted.assign(str(n)) == "a" for n in range(20_000)) / 20_000
-    assert abs(both - 0.04) < 0.006
-
-
-def test_a_variant_without_a_share_gets_nobody() -> None:
-    plan = TrafficPlan(variants=(("off", 0.0), ("on", 1.0), ("also-off", 0.0)))
-    assert {plan.assign(str(n)) for n in range(500)} == {"on"}
-    assert single("only").assign("x") == "only"
-
-
-@pytest.mark.parametrize(
-    "variants",
-    [(), (("a", 0.5),), (("a", 0.5), ("a", 0.5)), (("", 1.0),), (("a", 2.0), ("b", -1.0))],
-)
-def test_an_impossible_plan_is_refused(variants: tuple) -> None:
-    with pytest.raises(ConfigError):
-        TrafficPlan(variants=variants)
-
-
-def test_verdicts_at_their_thresholds() -> None:
-    config = ServeConfig(accept_confidence=0.7, review_confidence=0.4)
-    verdicts = [decide(value, config) for value in (0.0, 0.39, 0.4, 0.69, 0.7, 1.0)]
-    assert verdicts == ["review", "review", "fallback", "fallback", "accept", "accept"]
 
 
 def test_options_follow_the_settings() -> None:

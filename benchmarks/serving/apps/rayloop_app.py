@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rayloop import cluster, haproxy
-from rayloop.config import ClusterConfig, ServeConfig
+from rayloop.config import ClusterConfig, EventsConfig, RegistryConfig, ServeConfig
 
 
 def load_file(path: str, shape: tuple[int, int, int], classes: int, config: ServeConfig):
@@ -54,15 +54,33 @@ def main() -> None:
         **json.loads(env.get("BENCH_SETTINGS", "{}")),
     }  # fmt: skip
     config = ServeConfig(**settings)
+    if env["BENCH_FORM"] in ("registered", "events"):
+        serve_registered(config, env["BENCH_HOME"], env["BENCH_FORM"] == "events")
+        return
     load = functools.partial(load_file, env["BENCH_MODEL"], shape, int(env["BENCH_CLASSES"]))
     with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(), extra):
         from rayloop.serve import app, run
 
         with run.running(app.application(config, load), config.host, run.choose_port(config)):
-            stop = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            stop.wait()
+            wait_for_the_end()
+
+
+def serve_registered(config: ServeConfig, home: str, events: bool) -> None:
+    """What a registry holds, under its traffic plan."""
+    with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(), extra):
+        from rayloop.serve import run
+
+        remembered = EventsConfig(enabled=events)
+        with run.serving(config, RegistryConfig(), home, events=remembered):
+            wait_for_the_end()
+
+
+def wait_for_the_end() -> None:
+    """Until SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
 
 
 if __name__ == "__main__":

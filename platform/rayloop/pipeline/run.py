@@ -105,7 +105,9 @@ def _serve_and_compare(
 ) -> dict[str, Any]:
     """Serve the registered version, send it the test images, compare with the offline answers."""
     version = f":{registered.release.version}"
-    with serving(config.serve, config.registry, storage.root, version=version) as url:
+    with serving(
+        config.serve, config.registry, storage.root, version=version, events=config.events
+    ) as url:
         log.info("%s answers; sending %d images", url, config.pipeline.traffic_requests)
         traffic = send_images(
             url,

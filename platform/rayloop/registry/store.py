@@ -14,6 +14,7 @@ Alias = Literal["champion", "challenger", "shadow", "previous"]
 CHAMPION: Alias = "champion"
 CHALLENGER: Alias = "challenger"
 PREVIOUS: Alias = "previous"
+SHADOW: Alias = "shadow"
 DIGEST_TAG = "artifact_digest"
 
 

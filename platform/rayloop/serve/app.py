@@ -1,6 +1,7 @@
 """Turn a registered version into a Ray Serve application whose replicas answer HTTP and gRPC."""
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -10,21 +11,28 @@ from ray import serve
 from ray.serve import Application
 
 from rayloop import logs
-from rayloop.config import RegistryConfig, ServeConfig
+from rayloop.clock import SYSTEM_CLOCK
+from rayloop.config import EventsConfig, RegistryConfig, ServeConfig
 from rayloop.serve.catalog import Catalog, Document
+from rayloop.serve.follow import PlanFollower
 from rayloop.serve.grpc_app import GrpcApp
 from rayloop.serve.grpc_server import hosted_by_serve, is_private, own_server, serve_here
 from rayloop.serve.http import InferenceApp
 from rayloop.serve.lane import open_lane
 from rayloop.serve.options import deployment_options
+from rayloop.serve.recorder import Recorder
 from rayloop.serve.repository import Repository, nobody_else
 from rayloop.serve.service import ModelService
+from rayloop.serve.snapshot import snapshot
 from rayloop.storage import Storage
 
 Loader = Callable[[ServeConfig], ModelService]
 
 FAREWELL_S = 5.0
 """Longest time in which calls under way at the end of a replica may finish."""
+
+OTHERS_S = 2.0
+"""Longest time a replica waits for what the others say of themselves."""
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """At INFO, Serve makes a log record of every request, even where it is thrown away."""
@@ -48,9 +56,17 @@ class Classifier:
             control=config.model_control,
             tell_others=nobody_else if alone else _tell_replicas,
         )
-        self._catalog = Catalog(
-            self._service, config, self._repository, None if alone else _gather_statistics
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        snapshots = self._own_snapshots if alone else self._all_snapshots
+        gather = None if alone else _gather_statistics
+        self._catalog = Catalog(self._service, config, self._repository, gather, snapshots)
+        memory = self._service.memory
+        if isinstance(memory, Recorder) and not alone:
+            memory.flush_others = _flush_others
+        self._follower = PlanFollower(
+            self._service, self._repository, config.plan_poll_s, SYSTEM_CLOCK
         )
+        self._following = asyncio.get_running_loop().create_task(self._follower.run())
         hosted = hosted_by_serve()
         grpc_app = GrpcApp(self._catalog, config, local_only=hosted and is_private(config.host))
         self._grpc_server: Any = None
@@ -62,7 +78,7 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application; Serve's name for the hook it calls after the constructor."""
-        app = InferenceApp(self._service, self._config, self._catalog, self._stop_grpc)
+        app = InferenceApp(self._service, self._config, self._catalog, self._farewell)
         open_lane(app)
         return app
 
@@ -74,7 +90,28 @@ class Classifier:
         """Statistics of this replica; called by the one a client asked."""
         return self._service.statistics()
 
-    async def _stop_grpc(self) -> None:
+    async def own_snapshot(self) -> Document:
+        """State of this replica; called by the one a client asked."""
+        return snapshot(self._service, self._follower, self._replica)
+
+    async def flush_events(self, prediction_id: str) -> None:
+        """Write a prediction's event, if it waits here; called by the replica a client asked."""
+        if isinstance(self._service.memory, Recorder):
+            await asyncio.to_thread(self._service.memory.flush_own, prediction_id)
+
+    async def _own_snapshots(self) -> list[Document]:
+        return [await self.own_snapshot()]
+
+    async def _all_snapshots(self) -> list[Document]:
+        asked = _replicas().broadcast("own_snapshot")
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            found = await asked.results_async(timeout_s=OTHERS_S, return_exceptions=True)
+            others = {one["replica"]: one for one in found if isinstance(one, dict)}
+            return list((others | {self._replica: await self.own_snapshot()}).values())
+        return await self._own_snapshots()
+
+    async def _farewell(self) -> None:
+        self._following.cancel()
         if self._grpc_server is not None:
             await self._grpc_server.stop(FAREWELL_S)
 
@@ -98,28 +135,34 @@ def build_app(
     model: str = "",
     version: str = "@champion",
     deployment: str = "",
+    events: EventsConfig | None = None,
 ) -> Application:
-    """The application that serves one registered version.
+    """The application that serves a registered model as its newest traffic plan says.
 
     Args:
         config: How to serve.
         registry: Where aliases are looked up.
         home: Root of the storage, reachable from every node.
         model: Name in the registry; empty means `registry.model`.
-        version: `@alias` or `:number`; it is resolved now, once for all replicas.
+        version: The champion leaves the plan in force as it is, but for aliases that have moved;
+            another `@alias` or `:number` is given all traffic.
         deployment: Names what its replicas remember together; made up when it is empty.
+        events: What is remembered of predictions; None for the defaults.
 
     Raises:
         DataMissing: There is no such model, alias or version.
         ConfigError: Settings contradict each other.
     """
-    from rayloop.serve.load import load_service, resolve_version  # noqa: PLC0415
+    from rayloop.serve.load import load_service, steering  # noqa: PLC0415
 
     storage, name = Storage(home), model or registry.model
-    resolved = resolve_version(storage, registry, name, version)
+    steering(storage, registry, name).opening(version)
     remembered = deployment or secrets.token_hex(8)
     return application(
-        config, partial(load_service, storage, name, resolved, deployment=remembered)
+        config,
+        partial(
+            load_service, storage, name, events=events or EventsConfig(), deployment=remembered
+        ),
     )
 
 
@@ -131,6 +174,12 @@ def _replicas() -> Any:
 
 async def _tell_replicas(verb: str, version: str) -> None:
     await _replicas().broadcast("change_version", verb, version).results_async()
+
+
+async def _flush_others(prediction_id: str) -> None:
+    asked = _replicas().broadcast("flush_events", prediction_id)
+    with contextlib.suppress(TimeoutError, RuntimeError):
+        await asked.results_async(timeout_s=OTHERS_S, return_exceptions=True)
 
 
 async def _gather_statistics() -> list[list[Document]]:

@@ -10,13 +10,12 @@ import numpy as np
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import ServeConfig
 from rayloop.errors import Corrupt
+from rayloop.registry.store import CHAMPION
 from rayloop.serve.batcher import Batcher
 from rayloop.serve.engine import Engine
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.service import EventSink, ModelService, Shelf, Variant
+from rayloop.serve.service import Memory, ModelService, Shelf, Variant
 from rayloop.serve.traffic import single
-
-CHAMPION = "champion"
 
 GOLDEN_TOLERANCE = 0.02
 """Largest difference of a golden probability (0..1). On the kind of CPU that exported the model it
@@ -28,13 +27,15 @@ def make_service(
     engine: Engine,
     spec: ModelSpec,
     config: ServeConfig,
-    sink: EventSink | None = None,
+    memory: Memory | None = None,
     shelf: Shelf | None = None,
 ) -> ModelService:
-    """A service with one variant, the champion."""
-    variants = {CHAMPION: make_variant(CHAMPION, engine, spec, config)}
-    new_id = prediction_ids(secrets.token_hex(8))
-    return ModelService(variants, single(CHAMPION), config, SYSTEM_CLOCK, new_id, sink, shelf)
+    """A service in which one version, the champion, answers everything."""
+    plan = single(spec.model, CHAMPION, spec.version)
+    loaded = [make_variant(f"version-{spec.version}", engine, spec, config)]
+    writer = memory.writer if memory else secrets.token_hex(8)
+    new_id = prediction_ids(writer)
+    return ModelService(loaded, plan, config, SYSTEM_CLOCK, new_id, memory, shelf)
 
 
 def make_variant(name: str, engine: Engine, spec: ModelSpec, config: ServeConfig) -> Variant:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import nan
 from time import perf_counter_ns
 
 import numpy as np
@@ -55,6 +56,17 @@ class BatcherCounts:
     retried_alone: int = 0
 
 
+@dataclass(slots=True)
+class RequestTimes:
+    """Where the time of one request went; of a split request, that of its last part."""
+
+    queue_ms: float = nan
+    """From its arrival to the start of its batch; NaN before."""
+
+    engine_ms: float = nan
+    """Of its batch in the engine."""
+
+
 @dataclass(slots=True, eq=False)
 class _Request:
     future: asyncio.Future[Answers]
@@ -63,6 +75,7 @@ class _Request:
     queued_pieces: int
     priority: int
     gone: Callable[[], bool]
+    times: RequestTimes | None
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +133,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._changed = threading.Condition(threading.Lock())
-        self._wake_at_rows = 0
+        self._wake_at_rows = self._free_ns = 0
         self._stopped = self._closing = self._has_run = False
         self.counts = BatcherCounts()
         self.statistics = VersionStatistics()
@@ -130,6 +143,12 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows that wait and are still wanted."""
         return sum(self._waiting)
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests of which at least a part waits."""
+        with self._changed:
+            return len({id(piece.request) for level in self._levels for piece in level})
 
     def wait_s(self, priority: int = 1) -> float:
         """Seconds until what waits before a new request is done, by what batches took lately.
@@ -148,6 +167,7 @@ class Batcher:
         timeout_s: float,
         priority: int = DEFAULT_PRIORITY,
         gone: Callable[[], bool] = still_there,
+        times: RequestTimes | None = None,
     ) -> Answers:
         """The engine's answers [N, K] to rows [N, ...].
 
@@ -156,6 +176,7 @@ class Batcher:
             timeout_s: Seconds from now after which the answer is no longer wanted.
             priority: 1 (most urgent) to `PRIORITY_LEVELS`.
             gone: Asked before the engine gets the rows: whether nobody waits any more.
+            times: Filled in before the answer is given.
 
         Raises:
             Abandoned: Nobody waits any more.
@@ -181,7 +202,7 @@ class Batcher:
                 f"{timeout_s * 1000:.0f} ms left; try again shortly."
             )
         self._loop = asyncio.get_running_loop()  # a batcher may be made in another thread
-        request = self._enqueue(rows, priority, gone)
+        request = self._enqueue(rows, priority, gone, times)
         timer = self._loop.call_later(timeout_s, self._expire, request, timeout_s)
         try:
             return await request.future
@@ -215,7 +236,9 @@ class Batcher:
             self._changed.notify()
         await asyncio.to_thread(self._engine.join)
 
-    def _enqueue(self, rows: Rows, priority: int, gone: Callable[[], bool]) -> _Request:
+    def _enqueue(
+        self, rows: Rows, priority: int, gone: Callable[[], bool], times: RequestTimes | None
+    ) -> _Request:
         step = self._max_batch_rows
         slices = [rows[start : start + step] for start in range(0, len(rows), step)]
         request = _Request(
@@ -225,6 +248,7 @@ class Batcher:
             len(slices),
             priority,
             gone,
+            times,
         )
         pieces = [_Piece(request, i, part) for i, part in enumerate(slices)]
         self._engine.start()
@@ -282,6 +306,8 @@ class Batcher:
         """Right after a batch, wait a little for a fuller one, if somebody waits already."""
         while 0 < self.queued_rows < self._max_batch_rows and not self._stopped:
             oldest_ns = min(level[0].request.arrived_ns for level in self._levels if level)
+            if oldest_ns >= self._free_ns:  # it found an idle engine
+                return
             left_s = self._max_wait_s - (perf_counter_ns() - oldest_ns) / 1e9
             if left_s <= 0:
                 return
@@ -305,6 +331,7 @@ class Batcher:
 
     def _tell(self, batch: _Batch, outcome: Outcome) -> None:
         """In the engine's thread."""
+        self._free_ns = perf_counter_ns()
         with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
             self._loop.call_soon_threadsafe(self._deliver, batch, outcome)
 
@@ -342,6 +369,9 @@ class Batcher:
             request = piece.request
             if request.future.done():
                 continue
+            if request.times is not None:
+                request.times.queue_ms = (batch.taken_ns - request.arrived_ns) / 1e6
+                request.times.engine_ms = outcome.seconds * 1000
             if isinstance(answer, Exception):
                 request.future.set_exception(answer)
                 continue

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,11 @@ from rayloop.serve.protocol.error import ProtocolError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+
+
+REFUSED: Counter[int] = Counter()
+"""Requests refused before they were decoded, by status; of this process, which holds one replica at
+most."""
 
 
 class ClientGone(Exception):
@@ -147,5 +153,6 @@ def decompress(body: bytes, content_encoding: str, max_bytes: int) -> bytes:
 
 
 def refusal(decision: Refuse) -> ProtocolError:
-    """The error that answers a refused request."""
+    """The error that answers a refused request; it is counted here."""
+    REFUSED[decision.status] += 1
     return ProtocolError(decision.status, decision.message, decision.retry_after_s)

@@ -1,10 +1,12 @@
 """Turn questions about the server and its model into documents, the same for REST and gRPC."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rayloop import __version__
 from rayloop.config import ServeConfig
+from rayloop.serve.exposition import exposition
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import config_document, model_document, server_document
 from rayloop.serve.repository import Repository
@@ -15,6 +17,14 @@ Document = dict[str, Any]
 Gather = Callable[[], Awaitable[list[list[Document]]]]
 """The `model_stats` of every replica."""
 
+Snapshots = Callable[[], Awaitable[list[Document]]]
+"""`rayloop.serve.snapshot.snapshot` of every replica that can be reached."""
+
+
+async def no_snapshots() -> list[Document]:
+    """Those of a server without replicas, in tests."""
+    return []
+
 
 class Catalog:
     """What is served, in the words of the protocol.
@@ -24,6 +34,7 @@ class Catalog:
         config: How it does.
         repository: Loads and unloads; None for a server that was given its model.
         gather: Statistics of all replicas; None where this one is alone.
+        snapshots: State of all replicas.
     """
 
     def __init__(
@@ -32,11 +43,13 @@ class Catalog:
         config: ServeConfig,
         repository: Repository | None = None,
         gather: Gather | None = None,
+        snapshots: Snapshots = no_snapshots,
     ) -> None:
         self.service = service
         self.config = config
         self.repository = repository or Repository(service, control=config.model_control)
         self._gather = gather
+        self.snapshots = snapshots
 
     def server(self) -> Document:
         """Name, version and extensions of the server."""
@@ -90,6 +103,20 @@ class Catalog:
         """How a version is served."""
         spec = self.find(model, version).spec
         return config_document(spec, self.service.versions, self.config)
+
+    async def metrics(self) -> bytes:
+        """Every replica's counts, in the text format of Prometheus."""
+        return await asyncio.to_thread(exposition, await self.snapshots())
+
+    async def learn(self, body: bytes) -> Document:
+        """Take the truth about a prediction.
+
+        Raises:
+            ProtocolError: 501 nothing is remembered here; else as `Memory.learn`.
+        """
+        if self.service.memory is None:
+            raise ProtocolError(501, "No predictions are remembered here (events.enabled is off).")
+        return await self.service.memory.learn(body, self.service.spec.class_names)
 
     async def statistics(self, model: str, version: str) -> Document:
         """Counts and times since the versions were loaded, over all replicas.

@@ -1,59 +1,66 @@
-"""Turn one prediction into the record that monitoring, rollout and the flywheel read."""
+"""Turn one answered request into the record that monitoring, rollout and the flywheel read."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from rayloop.config import ServeConfig
+import numpy as np
+from numpy.typing import NDArray
 
 Verdict = Literal["accept", "fallback", "review"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PredictionEvent:
-    """What was predicted for one row, by what, and how it went."""
+    """What was predicted for the images of one request, by what, and how it went.
+
+    It refers to arrays that exist anyway and computes nothing, since it is made on the event loop.
+    `event_table` turns events into rows, one an image.
+    """
 
     prediction_id: str
-    """Name of the request; labels that arrive later refer to it."""
+    """Name of the request, 32 hexadecimal digits: 16 of the replica, then a counter. Labels that
+    arrive later refer to it."""
 
-    row: int
-    """Place of the row in its request, from 0."""
-
-    time: str
-    """When it was answered, ISO 8601 in UTC."""
+    time: float
+    """When it was answered, seconds since the epoch."""
 
     model: str
-    version: str
-    variant: str
-    """Variant of the traffic plan that answered."""
+    plan: int
+    """Number of the traffic plan that assigned the variant."""
 
     unit: str
     """Who the request was for; empty when the client named nobody."""
 
+    variant: str
+    """Variant assigned before inference, whatever answered in the end."""
+
+    assigned_version: str
+    """The variant's version at that time."""
+
     forced: bool
-    """The client chose the variant, so statistics leave it out."""
+    """The client chose the variant or the version, so statistics leave it out."""
 
-    class_index: int
-    """Class with the highest probability."""
+    status: int
+    """HTTP status of the answer: 200; 500 or 504 when the engine failed or the deadline passed
+    after the assignment."""
 
-    confidence: float
-    """Its probability, 0..1."""
+    images: NDArray[np.uint8]
+    """uint8 [N, H, W, C], not copied: nobody may write into it any more."""
 
-    decision: Verdict
+    probabilities: NDArray[np.float32] | None
+    """float32 [N, K]; None when the request failed."""
+
+    decisions: tuple[Verdict, ...]
+    """What to do with each row's prediction; empty when the request failed."""
+
+    versions: tuple[str, ...]
+    """The version that answered each row; empty when `assigned_version` answered all."""
+
     latency_ms: float
-    """From the last byte of the request to the answer."""
+    """From the last byte of the request to the answer; NaN where unknown."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The event as plain values, ready for JSON."""
-        return asdict(self)
+    queue_ms: float
+    """The part of it spent waiting for the engine; NaN where unknown."""
 
-
-def decide(confidence: float, config: ServeConfig) -> Verdict:
-    """What to do with a prediction: take it, ask a larger model, or ask a person.
-
-    Args:
-        confidence: Highest probability, 0..1.
-        config: Holds the two thresholds.
-    """
-    if confidence >= config.accept_confidence:
-        return "accept"
-    return "review" if confidence < config.review_confidence else "fallback"
+    engine_ms: float
+    """The part of it spent in the engine; NaN where unknown."""

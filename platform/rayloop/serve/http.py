@@ -14,7 +14,7 @@ from rayloop.serve.body import BodyGate, ClientGone, HeldBody, Receive, decompre
 from rayloop.serve.call import Call, Scope, near_or_far
 from rayloop.serve.catalog import Catalog
 from rayloop.serve.encoding import WORTH_BYTES, compress, wanted_encoding
-from rayloop.serve.events import decide
+from rayloop.serve.exposition import CONTENT_TYPE
 from rayloop.serve.images import decode_image
 from rayloop.serve.multipart import file_field
 from rayloop.serve.protocol.answer import infer_answer
@@ -133,14 +133,21 @@ class InferenceApp:
                 return json_answer(catalog.model_config(model, version))
             case Action.STATISTICS:
                 return json_answer(await catalog.statistics(model, version))
+            case Action.STATUS:
+                return json_answer({"replicas": await catalog.snapshots()})
+            case Action.METRICS:
+                text = await catalog.metrics()
+                return Answer(200, text, [], CONTENT_TYPE)
             case _:
-                return await self._repository(route, scope, receive)
+                return await self._change(route, scope, receive)
 
-    async def _repository(self, route: Route, scope: Scope, receive: Receive) -> Answer:
+    async def _change(self, route: Route, scope: Scope, receive: Receive) -> Answer:
         call = Call(scope, receive, self._config.default_timeout_ms)
         self._gate.check(call.header(b"content-length"))
         with self._gate.holding() as held:
             body = await self._body(call, held)
+        if route.action is Action.FEEDBACK:
+            return json_answer(await self._catalog.learn(body))
         document = load_object(body) if body.strip() else {}
         repository = self._catalog.repository
         if route.action is Action.INDEX:
@@ -231,13 +238,13 @@ class InferenceApp:
         return {
             "prediction_id": prediction.prediction_id,
             "model": spec.model,
-            "version": spec.version,
+            "version": prediction.version,
             "variant": prediction.variant.name,
             "label": spec.class_names[index],
             "class_index": index,
             "confidence": float(values[index]),
             "probabilities": values.tolist(),
-            "decision": decide(float(values[index]), self._config),
+            "decision": prediction.decisions[0],
         }
 
 

@@ -1,24 +1,36 @@
 """Turn a release into a loaded, proven and warmed service."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from rayloop.clock import SYSTEM_CLOCK
-from rayloop.config import RegistryConfig, ServeConfig
-from rayloop.errors import Corrupt
+from rayloop.config import EventsConfig, RegistryConfig, ServeConfig, to_dict
+from rayloop.errors import Corrupt, DataMissing, RequestError
 from rayloop.logs import stage_logger
 from rayloop.registry.release import RECORD_FILE, ReleaseRecord, load_release, release_folder
 from rayloop.registry.store import open_registry
-from rayloop.serve.assemble import GOLDEN_TOLERANCE, make_service, make_variant, prove
+from rayloop.serve.assemble import GOLDEN_TOLERANCE, make_variant, prediction_ids, prove
+from rayloop.serve.embedding import Embedder
 from rayloop.serve.engine import Engine, OnnxEngine, warm_up_sizes
+from rayloop.serve.pair_log import PairLog
+from rayloop.serve.plan_store import PlanStore
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.service import EventSink, ModelService, Variant
+from rayloop.serve.recorder import Recorder
+from rayloop.serve.service import ByHand, ModelService, Variant
+from rayloop.serve.shadow import Shadow
+from rayloop.serve.shadow_process import ShadowProcess
+from rayloop.serve.steer import Steering
+from rayloop.serve.traffic import TrafficPlan
 from rayloop.storage import Storage
 
 if TYPE_CHECKING:
     from rayloop.serve.torch_engine import TorchEngine
 
 log = stage_logger("serve")
+
+SHADOW_ENGINE = "rayloop.serve.load:shadow_engine"
 
 TORCH_TOLERANCE = 0.5
 """The golden answers are those of the quantized model. Full precision moves a probability near a
@@ -28,37 +40,68 @@ class boundary by some tenths; wrong weights or wrong preprocessing move some ro
 def load_service(
     storage: Storage,
     model: str,
-    version: str,
     config: ServeConfig,
-    sink: EventSink | None = None,
+    events: EventsConfig | None = None,
     deployment: str = "",
 ) -> ModelService:
-    """Load one version as the champion; to be called on the event loop that will use it.
+    """What the newest traffic plan needs, loaded; to be called on the event loop that will use it.
+
+    A plan that cannot be put in force, since a file of it was damaged since, is passed over for the
+    one before it: a replica that starts again must not be worse off than one that runs on.
 
     Args:
-        storage: Holds the releases.
+        storage: Holds plans and releases.
         model: Name in the registry.
-        version: Exact version, an integer as text.
         config: Threads, batch and queue sizes.
-        sink: Receives prediction events.
+        events: What is remembered of predictions; None for nothing.
         deployment: Names what all replicas of one deployment remember together; empty for a
             replica that is alone.
 
     Raises:
-        DataMissing: There is no such release.
-        Corrupt: The artifact is damaged, or its golden answers are not reproduced here.
+        DataMissing: There is no plan, or no release of it.
+        Corrupt: The artifacts of every plan are damaged, or their golden answers are not
+            reproduced here.
     """
     shelf = RegistryShelf(storage, model, config, deployment)
-    engine, spec = load_engine(storage, model, version, config)
-    service = make_service(engine, spec, config, sink, shelf)
-    wanted = shelf.remembered()
-    if wanted is not None:
-        for other in wanted:
-            if other != version:
-                service.add(shelf.load(other))
-        if version not in wanted:
-            service.drop(version)
+    by_hand = shelf.remembered()
+    plan, loaded = newest_that_loads(PlanStore(storage, model), shelf.load, by_hand)
+    for version in by_hand.loaded if by_hand else ():
+        if version not in loaded:
+            loaded[version] = shelf.load(version)
+    memory = None
+    writer = secrets.token_hex(8)
+    if events is not None and events.enabled:
+        memory = Recorder(storage, events, writer, SYSTEM_CLOCK, shelf.embedder)
+        shelf.keeper = lambda: PairLog(storage, writer, SYSTEM_CLOCK)
+    service = ModelService(
+        loaded.values(), plan, config, SYSTEM_CLOCK, prediction_ids(writer), memory, shelf
+    )
+    for version in by_hand.unloaded if by_hand and by_hand.plan == plan.number else ():
+        service.drop(version)
+    service.shadows.update({version: shelf.shadow(version) for version in plan.shadows})
     return service
+
+
+def newest_that_loads(
+    plans: PlanStore, load: Callable[[str], Variant], by_hand: ByHand | None = None
+) -> tuple[TrafficPlan, dict[str, Variant]]:
+    """The newest plan all of whose versions can be loaded, and these versions.
+
+    Raises:
+        RequestError: No plan can; the newest one's reason.
+    """
+    reason: RequestError = DataMissing(
+        f"There is no traffic plan for {plans.model!r}; set one: rayloop traffic set champion=1"
+    )
+    numbers = plans.numbers()
+    for number in reversed(numbers):
+        try:
+            plan = plans.read(number)
+            return plan, {version: load(version) for version in plan.live_versions}
+        except RequestError as error:
+            log.error("traffic plan %d of %s stays out: %s", number, plans.model, error)
+            reason = error if number == numbers[-1] else reason
+    raise reason
 
 
 def load_engine(
@@ -133,6 +176,8 @@ class RegistryShelf:
         self._storage = storage
         self._model = model
         self._config = config
+        self._plans = PlanStore(storage, model)
+        self.keeper: Callable[[], PairLog] | None = None
         self._note = f"{notes_folder(deployment)}/{model}.json" if deployment else ""
 
     def published(self) -> list[str]:
@@ -158,17 +203,45 @@ class RegistryShelf:
         engine, spec = load_engine(self._storage, self._model, version, self._config)
         return make_variant(f"version-{version}", engine, spec, self._config)
 
-    def remember(self, versions: tuple[str, ...]) -> None:
-        """Note which versions are loaded, for replicas that start later."""
-        if self._note:
-            self._storage.write_json(self._note, {"versions": list(versions)})
+    def shadow(self, version: str) -> Shadow:
+        """A version that gets copies of requests, in a process of its own."""
+        arguments = [self._storage.root, self._model, version, to_dict(self._config)]
+        return Shadow(
+            version,
+            lambda: ShadowProcess(SHADOW_ENGINE, arguments),
+            SYSTEM_CLOCK,
+            max_batch_rows=self._config.max_batch_rows,
+            max_pending_rows=self._config.max_queued_rows,
+            keeper=self.keeper() if self.keeper else None,
+        )
 
-    def remembered(self) -> list[str] | None:
-        """The versions to load at the start; None when nothing was changed."""
+    def embedder(self, version: str) -> Embedder:
+        """What computes embeddings for a version."""
+        release = load_release(self._storage, self._model, version)
+        return Embedder(self._storage.read(f"{release.folder}/{release.artifact}"))
+
+    def newer_plan(self, number: int) -> TrafficPlan | None:
+        """The newest traffic plan after a number; None while there is none."""
+        return self._plans.after(number)
+
+    def remember(self, changes: ByHand) -> None:
+        """Note what was loaded and unloaded by hand, for replicas that start later."""
+        if self._note:
+            self._storage.write_json(self._note, asdict(changes))
+
+    def remembered(self) -> ByHand | None:
+        """What was noted; None when nothing was changed by hand."""
         if not self._note or not self._storage.exists(self._note):
             return None
-        found: list[str] = self._storage.read_json(self._note)["versions"]
-        return found
+        found = self._storage.read_json(self._note)
+        return ByHand(
+            plan=found["plan"], loaded=tuple(found["loaded"]), unloaded=tuple(found["unloaded"])
+        )
+
+
+def shadow_engine(root: str, model: str, version: str, settings: dict[str, Any]) -> Engine:
+    """A version's engine in a shadow's process, from arguments that JSON can hold."""
+    return load_engine(Storage(root), model, version, ServeConfig(**settings))[0]
 
 
 def spec_of(release: ReleaseRecord) -> ModelSpec:
@@ -180,6 +253,12 @@ def spec_of(release: ReleaseRecord) -> ModelSpec:
         shape=(height, width, channels),
         class_names=tuple(release.class_names),
     )
+
+
+def steering(storage: Storage, registry: RegistryConfig, model: str) -> Steering:
+    """What changes a model's traffic."""
+    opened = open_registry(storage, registry, SYSTEM_CLOCK)
+    return Steering(storage, opened, model or registry.model, SYSTEM_CLOCK)
 
 
 def resolve_version(storage: Storage, registry: RegistryConfig, model: str, version: str) -> str:

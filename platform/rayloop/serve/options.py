@@ -54,6 +54,8 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
         }
     else:
         options["num_replicas"] = config.max_replicas
+    if config.max_replicas == 1:  # an update of the only one starts the new one before
+        options["max_surge_percent"] = 100
     return options
 
 

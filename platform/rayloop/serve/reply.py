@@ -47,18 +47,28 @@ def error_answer(error: Exception) -> Answer:
 def who_answered(prediction: Prediction) -> list[tuple[bytes, bytes]]:
     """The headers that say which version and variant answered, and under which id."""
     return [
-        (b"x-rayloop-version", prediction.variant.spec.version.encode()),
+        (b"x-rayloop-version", prediction.version.encode()),
         (b"x-rayloop-variant", prediction.variant.name.encode()),
         (b"x-rayloop-prediction-id", prediction.prediction_id.encode()),
     ]
 
 
 def who_answered_parameters(prediction: Prediction) -> dict[str, str]:
-    """The same in the parameters of an answer, which exist in both protocols."""
-    return {
+    """The same in the parameters of an answer, which exist in both protocols.
+
+    Rows that the fallback version answered and rows to review are named, from 0, if there are any.
+    """
+    told = {
         "rayloop_variant": prediction.variant.name,
         "rayloop_prediction_id": prediction.prediction_id,
     }
+    if prediction.second:
+        told["rayloop_fallback_rows"] = ",".join(map(str, prediction.second))
+        told["rayloop_fallback_version"] = prediction.fallback
+    if "review" in prediction.decisions:
+        doubtful = (str(row) for row, what in enumerate(prediction.decisions) if what == "review")
+        told["rayloop_review_rows"] = ",".join(doubtful)
+    return told
 
 
 async def send_answer(send: Send, answer: Answer, head_only: bool) -> None:

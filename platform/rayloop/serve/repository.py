@@ -1,7 +1,7 @@
-"""Turn requests to list, load and unload versions into changes of a running service.
+"""Turn loads and unloads that clients ask for, and new traffic plans, into changes of a service.
 
-A change concerns every replica: one is asked, it does it and tells the others, and those that
-start later read what is wanted from the storage.
+A change by hand concerns every replica: one is asked, it does it and tells the others, and those
+that start later read what is wanted from the storage. A traffic plan each replica finds by itself.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from typing import Any
 from rayloop.errors import RequestError
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.request import malformed
-from rayloop.serve.service import ModelService
+from rayloop.serve.service import ByHand, ModelService, Variant
+from rayloop.serve.traffic import TrafficPlan
 
 Document = dict[str, Any]
 Change = Callable[[str, str], Awaitable[None]]
@@ -44,7 +45,9 @@ class Repository:
         self._shelf = service.shelf
         self._control = control
         self._tell_others = tell_others
-        self._unloaded = set(service.planned_versions) - set(service.versions)
+        planned = set(service.plan.live_versions)
+        self._loaded = set(service.versions) - planned
+        self._unloaded = planned - set(service.versions)
         self._changing = asyncio.Lock()
 
     async def index(self, ready_only: bool) -> list[Document]:
@@ -85,7 +88,7 @@ class Repository:
     async def _everywhere(self, verb: str, versions: list[str]) -> None:
         for version in versions:
             await self.apply(verb, version)
-            await asyncio.to_thread(self._shelf.remember, self._service.versions)
+            await asyncio.to_thread(self._shelf.remember, self._by_hand())
             await self._tell_others(verb, version)
 
     async def apply(self, verb: str, version: str) -> None:
@@ -102,20 +105,62 @@ class Repository:
             if verb == "unload":
                 if version in self._service.versions:
                     self._unloaded.add(version)
+                self._loaded.discard(version)
                 await self._service.remove(version)
                 return
-            if version in self._service.versions:
-                return
-            try:
-                loaded = await asyncio.to_thread(self._shelf.load, version)
-            except ProtocolError:
-                raise
-            except RequestError as error:
-                raise ProtocolError(
-                    404, f"failed to load {self._service.spec.model!r}: {error}"
-                ) from error
-            self._service.add(loaded)
+            if version not in self._service.versions:
+                self._service.add(await self._load(version))
             self._unloaded.discard(version)
+            if version not in self._service.plan.live_versions:
+                self._loaded.add(version)
+
+    async def follow(self, plan: TrafficPlan) -> None:
+        """Put a traffic plan in force here: what it needs is loaded first, then it takes over.
+
+        The versions of the plan before stay loaded, so that the way back needs no load; what
+        neither needs, and nobody loaded by hand, goes.
+
+        Raises:
+            ProtocolError: A version cannot be loaded; nothing has changed.
+        """
+        async with self._changing:
+            service, before = self._service, self._service.plan
+            missing = [v for v in plan.live_versions if v not in service.versions]
+            found = [await self._load(version) for version in missing]
+            for variant in found:
+                service.add(variant)
+            service.follow(plan)
+            self._unloaded.clear()
+            await self._change_shadows(plan)
+            kept = {*plan.live_versions, *before.live_versions, *self._loaded}
+            for version in set(service.versions) - kept:
+                await service.remove(version)
+
+    async def _change_shadows(self, plan: TrafficPlan) -> None:
+        shadows = self._service.shadows
+        gone = [shadows.pop(version) for version in set(shadows) - set(plan.shadows)]
+        for version in plan.shadows:
+            if version not in shadows:
+                shadows[version] = self._shelf.shadow(version)
+        for shadow in gone:
+            await asyncio.to_thread(shadow.close)
+
+    async def _load(self, version: str) -> Variant:
+        try:
+            return await asyncio.to_thread(self._shelf.load, version)
+        except ProtocolError:
+            raise
+        except RequestError as error:
+            raise ProtocolError(
+                404, f"failed to load {self._service.spec.model!r}: {error}"
+            ) from error
+
+    def _by_hand(self) -> ByHand:
+        return ByHand(
+            plan=self._service.plan.number,
+            loaded=tuple(sorted(self._loaded, key=int)),
+            unloaded=tuple(sorted(self._unloaded, key=int)),
+        )
 
     async def _wanted(self, parameters: Mapping[str, object]) -> list[str]:
         chosen = chosen_versions(parameters)

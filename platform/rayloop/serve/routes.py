@@ -22,6 +22,9 @@ class Action(Enum):
     INDEX = auto()
     LOAD = auto()
     UNLOAD = auto()
+    FEEDBACK = auto()
+    METRICS = auto()
+    STATUS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,9 @@ FIXED = {
     "/v2/repository/index": Route(Action.INDEX),
     "/predict": Route(Action.PREDICT),
     "/openapi.json": Route(Action.OPENAPI),
+    "/feedback": Route(Action.FEEDBACK),
+    "/metrics": Route(Action.METRICS),
+    "/rayloop/status": Route(Action.STATUS),
 }
 OF_A_MODEL = {
     "": Action.MODEL,
@@ -52,7 +58,9 @@ OF_A_MODEL = {
 }
 OF_THE_REPOSITORY = {"load": Action.LOAD, "unload": Action.UNLOAD}
 NOT_OFFERED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
-POSTED = {Action.INFER, Action.PREDICT, Action.INDEX, Action.LOAD, Action.UNLOAD}
+POSTED = {
+    Action.INFER, Action.PREDICT, Action.INDEX, Action.LOAD, Action.UNLOAD, Action.FEEDBACK
+}  # fmt: skip
 
 
 def find_route(method: str, path: str) -> Route:

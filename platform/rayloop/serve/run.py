@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from rayloop.clock import SYSTEM_CLOCK
-from rayloop.config import RegistryConfig, ServeConfig
+from rayloop.config import EventsConfig, RegistryConfig, ServeConfig
 from rayloop.errors import DoesNotFit, RequestError, WorkError
 from rayloop.haproxy import port_is_free
 from rayloop.logs import stage_logger
@@ -49,8 +49,9 @@ def serving(
     home: str,
     model: str = "",
     version: str = "@champion",
+    events: EventsConfig | None = None,
 ) -> Iterator[ServerUrl]:
-    """Serve one version while the context lasts, and stop Serve on leaving.
+    """Serve one model while the context lasts, and stop Serve on leaving.
 
     Ray must be connected, with the environment of `rayloop.haproxy.ingress`.
 
@@ -59,7 +60,8 @@ def serving(
         registry: Where aliases are looked up.
         home: Root of the storage.
         model: Name in the registry; empty means `registry.model`.
-        version: `@alias` or `:number`.
+        version: As in `build_app`.
+        events: What is remembered of predictions; None for the defaults.
 
     Yields:
         The base URL, e.g. `http://127.0.0.1:8000`, once it answers.
@@ -71,13 +73,15 @@ def serving(
     port = choose_port(config)
     config = replace(config, grpc_port=choose_grpc_port(config, port))
     check_room(config)
-    deployment = secrets.token_hex(8)
-    app = build_app(config, registry, home, model, version, deployment)
+    deployment, storage = secrets.token_hex(8), Storage(home)
+    app = build_app(config, registry, home, model, version, deployment, events)
     try:
         with running(app, config.host, port, config.grpc_port) as url:
+            note = {"url": url, "model": model or registry.model}
+            storage.write_json(f"{notes_folder(deployment)}/server.json", note)
             yield url
     finally:
-        Storage(home).remove(notes_folder(deployment))
+        storage.remove(notes_folder(deployment))
 
 
 @contextmanager

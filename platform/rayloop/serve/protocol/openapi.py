@@ -17,11 +17,13 @@ ERRORS = {
     403: "Clients may not load or unload here.",
     404: "There is no such path, model, version or variant.",
     405: "The path takes another method.",
+    409: "The prediction has another label already.",
     413: "The body, once inflated too, or its rows are too many.",
     415: "The encoding or the image format is not supported.",
     422: "The request is well-formed, and the model does not take it.",
     429: "The queue is full; try again after Retry-After.",
     500: "The model failed on this input, or the server met an error of its own.",
+    501: "No predictions are remembered here.",
     503: "The model is not ready; try again after Retry-After.",
     504: "The deadline passed before the answer was there.",
 }
@@ -41,6 +43,11 @@ def openapi_document(spec: ModelSpec) -> Document:
             "post": _post("Versions and their states", "IndexRequest", "Index")
         },
         "/predict": {"post": _predict()},
+        "/feedback": {
+            "post": _post("Tell the truth about a prediction", "Feedback", "Learned", 409, 501)
+        },
+        "/metrics": {"get": _metrics()},
+        "/rayloop/status": {"get": _get("What every replica says of itself", "Status")},
         "/openapi.json": {"get": _get("This document", "Document")},
     }
     for verb in ("load", "unload"):
@@ -97,6 +104,12 @@ def _predict() -> Document:
     return operation
 
 
+def _metrics() -> Document:
+    operation = _get("Metrics of every replica, for Prometheus", "Document")
+    operation["responses"]["200"]["content"] = {"text/plain": {"schema": TEXT}}
+    return operation
+
+
 def _request_headers() -> list[Document]:
     number: Document = {"type": "number", "exclusiveMinimum": 0}
     return [
@@ -145,6 +158,16 @@ def _schemas(spec: ModelSpec) -> Document:
         "IndexRequest": _object(ready={"type": "boolean"}),
         "Index": _list(_object(name=TEXT, version=TEXT, state=TEXT, reason=TEXT)),
         "RepositoryRequest": _object(parameters=OBJECT),
+        "Feedback": {
+            **_object(
+                prediction_id=TEXT, row=WHOLE, label={"type": ["string", "integer"]}, source=TEXT
+            ),
+            "required": ["prediction_id", "label"],
+        },
+        "Learned": _object(
+            prediction_id=TEXT, row=WHOLE, label=TEXT, known_before={"type": "boolean"}
+        ),
+        "Status": _object(replicas=_list(OBJECT)),
         "InferRequest": {
             **_object(
                 id=TEXT, parameters=parameters, inputs=_list(image, 1), outputs=_list(output, 1)

@@ -1,10 +1,13 @@
 """The `rayloop` command: parse, call, print.
 
-rayloop up | down | status              a local Ray with the right environment
+rayloop up | down                       a local Ray with the right environment
 rayloop submit JOB PRESET [...]         run a job on it
+rayloop status                          what serves now: split, rates, errors, latency; and Ray
 rayloop models                          versions, aliases, gates
-rayloop deploy MODEL[@alias|:version]   serve a version until Ctrl-C
+rayloop deploy MODEL[@alias|:version]   give it all traffic; serve until Ctrl-C if none does
+rayloop traffic show | set | history    which version answers whom: set champion=0.9 challenger=0.1
 rayloop promote | rollback [MODEL]      challenger -> champion, or previous -> champion
+rayloop events show | delete | prune    what is remembered of predictions
 """
 
 import argparse
@@ -20,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rayloop import cluster, logs
+from rayloop.cli import events, status, traffic
+from rayloop.cli.running import servers
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
 from rayloop.errors import RayloopError, RequestError
@@ -50,15 +55,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in ("up", "down", "status", "models"):
+    for name in ("up", "down", "models"):
         commands.add_parser(name)
     submit = commands.add_parser("submit", help="run jobs/JOB.py PRESET on the running Ray")
     submit.add_argument("job")
     submit.add_argument("preset")
-    deploy = commands.add_parser("deploy", help="serve one version until Ctrl-C")
+    deploy = commands.add_parser(
+        "deploy", help="give a version all traffic; serve until Ctrl-C if no server runs"
+    )
     deploy.add_argument("model", help="MODEL, MODEL@alias or MODEL:version")
-    for name in ("promote", "rollback"):
-        commands.add_parser(name).add_argument("model", nargs="?", default=RegistryConfig().model)
+    deploy.add_argument("--url", default="", help="of the server; default: those of this root")
+    for room in (traffic, events, status):
+        room.add_commands(commands)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
     return parser
@@ -73,26 +81,26 @@ def _models(_: argparse.Namespace, __: list[str]) -> list[dict[str, Any]]:
     return [asdict(version) for name in registry.models() for version in registry.versions(name)]
 
 
-def _promote(chosen: argparse.Namespace, _: list[str]) -> list[dict[str, Any]]:
-    return [{"model": chosen.model, "champion": _registry().promote(chosen.model)}]
+def _deploy(chosen: argparse.Namespace, _: list[str]) -> list[dict[str, Any]] | None:
+    model, reference = split_reference(chosen.model)
+    if servers(Storage(home()), chosen.url):
+        plan = traffic.steering(model).deploy(reference)
+        return traffic.followed(plan, chosen.url)
+    _serve(model, reference, chosen.model)
+    return None
 
 
-def _rollback(chosen: argparse.Namespace, _: list[str]) -> list[dict[str, Any]]:
-    return [{"model": chosen.model, "champion": _registry().rollback(chosen.model)}]
-
-
-def _deploy(chosen: argparse.Namespace, _: list[str]) -> None:
+def _serve(model: str, reference: str, told: str) -> None:
     from rayloop import haproxy  # noqa: PLC0415  only this command serves
 
-    model, reference = split_reference(chosen.model)
     config = replace(load_preset("laptop"))
     with haproxy.ingress(config.serve) as extra, cluster.connect(config.cluster, extra):
         import signal  # noqa: PLC0415
 
         from rayloop.serve.run import serving  # noqa: PLC0415  imports Ray, after connect
 
-        with serving(config.serve, config.registry, home(), model, reference) as url:
-            print(f"{url} serves {chosen.model}; Ctrl-C stops it.", flush=True)
+        with serving(config.serve, config.registry, home(), model, reference, config.events) as url:
+            print(f"{url} serves {told}; Ctrl-C stops it.", flush=True)
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
@@ -118,8 +126,21 @@ def _down(_: argparse.Namespace, __: list[str]) -> None:
     _ray("stop")
 
 
-def _status(_: argparse.Namespace, __: list[str]) -> None:
-    _ray("status")
+def _status(chosen: argparse.Namespace, _: list[str]) -> None:
+    tables = status.served(chosen)
+    if chosen.json:
+        print(json.dumps(tables))
+        return
+    status.show(tables)
+    if not chosen.url:
+        _print_ray()
+
+
+def _print_ray() -> None:
+    """What a running Ray has; a line where none runs."""
+    command = Path(sys.executable).with_name("ray")
+    done = subprocess.run([str(command), "status"], capture_output=True, text=True, check=False)
+    print(done.stdout.strip() if done.returncode == 0 else "no Ray runs here: rayloop up")
 
 
 def _submit(chosen: argparse.Namespace, rest: list[str]) -> None:
@@ -161,8 +182,10 @@ _COMMANDS = {
     "down": _down,
     "status": _status,
     "models": _models,
-    "promote": _promote,
-    "rollback": _rollback,
+    "traffic": traffic.run_traffic,
+    "promote": traffic.run_promote,
+    "rollback": traffic.run_rollback,
+    "events": events.run_events,
     "deploy": _deploy,
     "submit": _submit,
 }

@@ -1,0 +1,70 @@
+"""`rayloop status`: what serves now, how it does, and what Ray has."""
+
+import argparse
+import time
+from typing import Any
+
+import rich
+from rich.table import Table
+
+from rayloop.cli.running import ask, servers
+from rayloop.serve.status import status_tables
+from rayloop.storage import Storage, home
+
+Document = dict[str, Any]
+
+
+def add_commands(commands: Any) -> None:
+    """Add it to the parser."""
+    status = commands.add_parser("status", help="what serves now, with rates, errors and latency")
+    status.add_argument("--url", default="", help="of the server; default: those of this root")
+    status.add_argument(
+        "--seconds", type=float, default=2.0, help="time over which rates are measured"
+    )
+
+
+def served(chosen: argparse.Namespace) -> list[Document]:
+    """The tables of every server that runs on this root.
+
+    Raises:
+        RequestError: The server of `--url` does not answer.
+    """
+    found = servers(Storage(home()), chosen.url)
+    before = [ask(server.url) for server in found]
+    start = time.monotonic()
+    if found:
+        time.sleep(max(0.1, chosen.seconds))
+    after = [ask(server.url) for server in found]
+    seconds = time.monotonic() - start
+    return [
+        {"url": server.url} | status_tables(first, last, seconds)
+        for server, first, last in zip(found, before, after, strict=True)
+    ]
+
+
+def show(tables: list[Document]) -> None:
+    """Print them for people."""
+    if not tables:
+        rich.print("no server runs on this root; start one: make serve")
+    for one in tables:
+        header = one["header"]
+        plans = "plan {plan}".format(**header)
+        if not header["same_plan"]:
+            plans += " (not in all replicas yet)"
+        rich.print(
+            f"{one['url']}  {header['model']}  {plans}  {header['ready']} of {header['replicas']} "
+            f"replicas ready  {header['ongoing']} requests under way  events "
+            f"{header['events_written']} written, {header['events_dropped']} dropped"
+        )
+        if header["refused_plan"]:
+            rich.print(f"  plan {header['refused_plan']} is refused: {header['refused_reason']}")
+        for rows in (one["variants"], one["shadows"]):
+            if rows:
+                _print(rows)
+
+
+def _print(rows: list[Document]) -> None:
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    rich.print(table)
