@@ -296,10 +296,12 @@ def _throughput() -> dict[str, str]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayloop.serve.lane.middlewares",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
-        # A prediction may be asked for twice: a replica that dies loses nothing another can answer.
-        # Once only, so that a request which kills its replica does not go through all of them.
+        # A prediction may be asked for twice: what a dying replica held, another one answers. The
+        # second try may meet the dead one again, which is out then; a request that kills its
+        # replica does not go through more than three.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "1",
+        "RAY_SERVE_HAPROXY_RETRIES": "2",
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # Long enough for HAProxy to hear that a replica leaves (it hears within about a second).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
