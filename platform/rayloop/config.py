@@ -451,6 +451,10 @@ class ServeConfig:
     default_timeout_ms: float = 10_000.0
     """Deadline of a request that names none; past it 504."""
 
+    placement: Literal["colocated", "dedicated"] = "colocated"
+    """Where versions run: all in each replica, or each in a deployment of its own, for models too
+    large to share a process; that costs a hop a batch."""
+
     plan_poll_s: float = 0.25
     """How often a replica looks for a new traffic plan."""
 

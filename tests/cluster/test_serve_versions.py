@@ -23,13 +23,14 @@ from rayloop.cli.main import main
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
 from rayloop.registry.store import open_registry
-from rayloop.serve.client import infer_body
+from rayloop.serve.client import infer_body, read_answer
+from rayloop.serve.engine import OnnxEngine
 from rayloop.serve.event_store import EventStore
 from rayloop.serve.plan_store import PlanStore
 from rayloop.serve.traffic import PlannedVariant, plan_of
 from rayloop.storage import Storage
 from tests.cluster.servers import INFER, first_line, started
-from tests.releases import LABELS, MODEL, images, publish
+from tests.releases import LABELS, MODEL, images, model_bytes, publish
 
 SERVER = """
 import json, signal, sys, threading
@@ -142,6 +143,7 @@ class Load:
             await asyncio.sleep(PAUSE_S)
 
 
+HEAD_LENGTH = "Inference-Header-Content-Length"
 PAUSE_S = 0.005
 """Between two requests of a connection, so that what is tested has a processor too."""
 
@@ -336,3 +338,27 @@ def descendant(pid: int, title: str) -> int:
                     told = Path(f"/proc/{parent}/stat").read_text().rsplit(")")[-1]
                     parent = int(told.split()[1])
     raise AssertionError(f"no {title} runs")
+
+
+def test_versions_in_deployments_of_their_own_answer_the_same(registered, tmp_path) -> None:
+    with live(registered, tmp_path, placement="dedicated") as server, Load(server.url, 2) as load:
+        server.rayloop("traffic", "set", "champion=0.5", "challenger=0.5")
+        load.more(200)
+        engines = {version: OnnxEngine(model_bytes(int(version))) for version in ("1", "2")}
+        for seed in range(20):
+            body, head = infer_body(images(1, seed))
+            answer = requests.post(
+                server.url + INFER, data=body, timeout=60,
+                headers={"Inference-Header-Content-Length": str(head)},
+            )  # fmt: skip
+            version = answer.headers["x-rayloop-version"]
+            found = read_answer(answer.content, int(answer.headers[HEAD_LENGTH]))
+            wanted = engines[version].predict(images(1, seed))
+            assert found.tobytes() == wanted.tobytes()
+        assert set(load.statuses) == {200}, load.failed[:3]
+        os.kill(descendant(server.process.pid, "ray::ServeReplica:classifier-2"), signal.SIGKILL)
+        before = load.versions["2"]
+        load.wait_for(lambda: load.versions["2"] > before + 50)
+        assert {status for _, status, _ in load.failed} <= {500, 503, 504}
+        server.rayloop("promote")
+        load.more(50)

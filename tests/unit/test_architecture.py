@@ -29,6 +29,7 @@ MAY_IMPORT_RAY = {
     "train/run",
     "quantize/run",
     "serve/app",
+    "serve/dedicated",
     "serve/lane",
     "serve/offline_run",
     "serve/run",

@@ -64,6 +64,9 @@ class Shelf:
         )
         return make_variant(f"version-{version}", Engine(1.0), spec, CONFIG)
 
+    def release(self, version: str) -> None:
+        pass
+
     def shadow(self, version: str):
         raise NotImplementedError
 

@@ -71,6 +71,7 @@ class Shelf:
         self.plans: list[TrafficPlan] = []
         self.shadows: list[FakeShadow] = []
         self.noted: list[ByHand] = []
+        self.released: list[str] = []
         self.broken = False
 
     def published(self) -> list[str]:
@@ -82,6 +83,9 @@ class Shelf:
             raise Corrupt("version 6 is damaged")
         self.engines[version] = Engine(version)
         return make_variant(f"version-{version}", self.engines[version], spec(version), CONFIG)
+
+    def release(self, version: str) -> None:
+        self.released.append(version)
 
     def shadow(self, version: str) -> FakeShadow:
         self.shadows.append(FakeShadow(version))
@@ -170,6 +174,7 @@ def test_a_plan_is_followed_and_the_way_back_needs_no_load() -> None:
         replica.plan(("champion", "1", 0.9), ("version-4", "4", 0.1))
         await replica.follower.look()
         assert service.versions == ("1", "4")  # nobody needs version 2 any more
+        assert shelf.released == ["2"]
         assert shelf.loads == {"2": 1, "4": 1}
         assert [event.plan for event in replica.memory.events] == [2] * 100 + [3] * 20
 

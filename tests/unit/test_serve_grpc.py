@@ -71,6 +71,9 @@ class Shelf:
         )
         return make_variant(f"version-{version}", Engine(), spec, CONFIG)
 
+    def release(self, version: str) -> None:
+        pass
+
     def shadow(self, version: str):
         raise NotImplementedError
 

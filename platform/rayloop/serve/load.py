@@ -62,7 +62,7 @@ def load_service(
         Corrupt: The artifacts of every plan are damaged, or their golden answers are not
             reproduced here.
     """
-    shelf = RegistryShelf(storage, model, config, deployment)
+    shelf = shelf_of(storage, model, config, deployment)
     by_hand = shelf.remembered()
     plan, loaded = newest_that_loads(PlanStore(storage, model), shelf.load, by_hand)
     for version in by_hand.loaded if by_hand else ():
@@ -80,6 +80,15 @@ def load_service(
         service.drop(version)
     service.shadows.update({version: shelf.shadow(version) for version in plan.shadows})
     return service
+
+
+def shelf_of(storage: Storage, model: str, config: ServeConfig, deployment: str) -> "RegistryShelf":
+    """Where versions come from: into this process, or into deployments of their own."""
+    if config.placement == "dedicated":
+        from rayloop.serve.dedicated import DedicatedShelf  # noqa: PLC0415  imports Ray
+
+        return DedicatedShelf(storage, model, config, deployment)
+    return RegistryShelf(storage, model, config, deployment)
 
 
 def newest_that_loads(
@@ -202,6 +211,9 @@ class RegistryShelf:
         """
         engine, spec = load_engine(self._storage, self._model, version, self._config)
         return make_variant(f"version-{version}", engine, spec, self._config)
+
+    def release(self, version: str) -> None:
+        """Nothing: the version was in this process alone."""
 
     def shadow(self, version: str) -> Shadow:
         """A version that gets copies of requests, in a process of its own."""

@@ -117,6 +117,8 @@ def predict_files(work: BatchWork) -> list[FileReport]:
                 reports.append(report)
                 show(reports)
         except RayActorError as error:
+            if error.actor_init_failed:
+                raise
             raise WorkError(
                 f"An engine of batch prediction died {MAX_RESTARTS + 1} times, most likely for "
                 f"lack of memory ({str(error).splitlines()[0]}). Lower --batch.batch_rows, "

@@ -35,8 +35,7 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
         )
     options: dict[str, Any] = {
         "name": "classifier",
-        "ray_actor_options": {"num_cpus": config.cpus_per_replica}
-        | ({"num_gpus": 1} if config.use_gpu else {}),
+        "ray_actor_options": _resources(config),
         "max_ongoing_requests": config.max_queued_rows + 2 * config.max_batch_rows,
         "max_queued_requests": -1,
         "max_constructor_retry_count": 2,
@@ -57,6 +56,14 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
     if config.max_replicas == 1:  # an update of the only one starts the new one before
         options["max_surge_percent"] = 100
     return options
+
+
+def _resources(config: ServeConfig) -> dict[str, float]:
+    """What a replica that answers requests reserves; without an engine in it, nothing."""
+    if config.placement == "dedicated":
+        return {"num_cpus": 0}
+    found: dict[str, float] = {"num_cpus": config.cpus_per_replica}
+    return found | {"num_gpus": 1} if config.use_gpu else found
 
 
 def target_ongoing_requests(config: ServeConfig) -> float:

@@ -90,6 +90,10 @@ class Shelf(Protocol):
         """
         ...
 
+    def release(self, version: str) -> None:
+        """Let go of what a version that was removed holds outside this process."""
+        ...
+
     def shadow(self, version: str) -> Shadow:
         """A version that gets copies of requests; it is loaded in a process of its own."""
         ...
@@ -146,6 +150,9 @@ class EmptyShelf:
             ProtocolError: 404.
         """
         raise ProtocolError(404, f"Version {version!r} is in no registry this server knows.")
+
+    def release(self, version: str) -> None:
+        """Nothing to let go of."""
 
     def shadow(self, version: str) -> Shadow:
         """Refuse.
@@ -258,6 +265,7 @@ class ModelService:
         variant = self.drop(version)
         if variant is not None:
             await variant.batcher.drain()
+            self.shelf.release(version)
 
     def drop(self, version: str) -> Variant | None:
         """Take a version out of what answers; None when it was not there."""
