@@ -4,12 +4,12 @@ The environment of Serve itself (HAProxy, throughput mode) must be set before Ra
 classifier.yaml beside this file. `make serve` and `python jobs/serve.py` do that by themselves.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application
 
-from rayloop.config import RegistryConfig, ServeConfig
+from rayloop.config import EventsConfig, RegistryConfig, ServeConfig
 from rayloop.serve.app import build_app
 from rayloop.storage import home
 
@@ -20,7 +20,10 @@ class Args(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field("classifier", description="Name in the registry.")
-    version: str = Field("@champion", description="`@alias` or `:number`.")
+    version: str = Field(
+        "@champion",
+        description="The champion leaves the traffic plan as it is; another gets all traffic.",
+    )
     home: str = Field("", description="Root of the storage; empty means RAYLOOP_HOME.")
     tracking_uri: str = Field("", description="MLflow; empty means the database under home.")
     host: str = Field("127.0.0.1", description="As in `http_options`; gRPC answers no one else.")
@@ -35,19 +38,35 @@ class Args(BaseModel):
     max_body_bytes: int = 33_554_432
     max_rows_per_request: int = 1024
     default_timeout_ms: float = 10_000.0
-    accept_confidence: float = 0.7
-    review_confidence: float = 0.4
+    placement: Literal["colocated", "dedicated"] = "colocated"
+    plan_poll_s: float = Field(0.25, description="How soon a new traffic plan is noticed.")
+    events: dict[str, bool | int | float] = Field(
+        {}, description="Fields of `EventsConfig`: enabled, payload_share, retention_days, ..."
+    )
 
 
-NOT_SERVE = {"model", "version", "home", "tracking_uri"}
+NOT_SERVE = {"model", "version", "home", "tracking_uri", "events"}
+
+
+def configs(args: Args) -> tuple[ServeConfig, EventsConfig]:
+    """How to serve and what to remember, checked.
+
+    Raises:
+        ConfigError: A value is out of range.
+        TypeError: `events` names something else.
+    """
+    settings: dict[str, Any] = args.model_dump(exclude=NOT_SERVE)
+    kept: dict[str, Any] = args.events
+    return ServeConfig(**settings), EventsConfig(**kept)
 
 
 def build(args: Args) -> Application:
     """The application for these arguments."""
-    settings: dict[str, Any] = args.model_dump(exclude=NOT_SERVE)
+    config, events = configs(args)
     return build_app(
-        ServeConfig(**settings),
+        config,
         RegistryConfig(model=args.model, tracking_uri=args.tracking_uri),
         args.home or home(),
         version=args.version,
+        events=events,
     )

@@ -2,11 +2,15 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper
 
+from rayloop.clock import SYSTEM_CLOCK
+from rayloop.config import RegistryConfig
 from rayloop.registry.release import ReleaseRecord
+from rayloop.registry.store import open_registry
 from rayloop.serve.engine import OnnxEngine
 from rayloop.storage import Storage
 
@@ -84,3 +88,21 @@ def publish(
     storage.write(f"{folder}/model.onnx", model)
     storage.write(f"{folder}/golden.npz", golden)
     storage.write_json(f"{folder}/release.json", record.to_json())
+
+
+def register_all(root: Path, versions: int, *, odd: str = "") -> Storage:
+    """A root with a registry of so many versions: the first is champion, the second challenger.
+
+    Args:
+        root: An empty folder.
+        versions: How many.
+        odd: One that takes images of another shape.
+    """
+    storage = Storage(str(root))
+    registry = open_registry(storage, RegistryConfig(), SYSTEM_CLOCK)
+    for version in map(str, range(1, versions + 1)):
+        assert registry.reserve(MODEL, f"digest {version}", "here", "") == version
+        publish(storage, version, (6, 6, 3) if version == odd else SHAPE)
+    registry.move_alias(MODEL, "champion", "1")
+    registry.move_alias(MODEL, "challenger", "2")
+    return storage

@@ -61,10 +61,6 @@ SERVERS = {
         peer="", app="rayloop_app.py", wire="v2", form="registered",
         how="1 replica, versions from a registry under a traffic plan, no events",
     ),
-    "rayloop-events": Server(
-        peer="", app="rayloop_app.py", wire="v2", form="events",
-        how="the same with events",
-    ),
     "rayloop-2": Server(
         peer="", app="rayloop_app.py", wire="v2", workers=2,
         how="2 replicas, 1 engine thread each",

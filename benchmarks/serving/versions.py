@@ -3,11 +3,12 @@
     python benchmarks/serving/versions.py
     python benchmarks/serving/versions.py --repeats 5 --seconds 8
 
-Versions and shadow are switched on and off in one running server, by its traffic plan, in turns;
-events need a server of their own, in turns as well. Throughput is a closed loop with 16
-connections; the shadow's p99 is taken open loop, at half of the capacity. The time from a new plan
-to its effect is measured from the end of the write to the first look at which every replica
-follows.
+All of it is switched on and off in one running server, in turns: versions and shadow by its
+traffic plan, events by a file that the benchmark's server looks for. Throughput is a closed loop
+with 16 connections, and beside it stands the server's CPU time a request, which other work on the
+machine disturbs less. The shadow's p99 is taken open loop, at half of the capacity. The time from a
+new plan to its effect is measured from the end of the write to the first look at which every
+replica follows.
 """
 
 import argparse
@@ -16,15 +17,17 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
-from common import check_answers, demo_model, keep, noise, parser, prepare, say
+from common import check_answers, demo_model, keep, noise, order, parser, prepare, say
 from load import closed, open_loop, poisson
 from servers import Model, Running, serving
 
-SERVERS = ("rayloop-registered", "rayloop-events")
+SERVERS = ("rayloop-registered",)
 VERSIONS = 3
 PLANS = {
     "one": ({"1": 1.0}, ()),
@@ -85,32 +88,67 @@ def change(running: Running, steering: Any, name: str) -> float:
     return time.monotonic() - start
 
 
-def alternate(running: Running, steering: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Throughput of one and of three versions, and p99 with and without a shadow, in turns."""
+def alternate(
+    running: Running, steering: Any, root: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Rounds of each kind, in turns that go forwards and backwards."""
     closed(running, 16, 3.0)
     rate = 0.5 * closed(running, 16, 4.0).requests_per_s
-    found: dict[str, list[float]] = {name: [] for name in ("one", "three", "plain", "shadow")}
+    rates: dict[str, list[float]] = {}
+    cpu_ms: dict[str, list[float]] = {}
+    p99_ms: dict[str, list[float]] = {}
     changes = []
     for repeat in range(arguments.repeats):
-        for name in ("one", "three") if repeat % 2 else ("three", "one"):
+        for name in order(("one", "three", "events"), repeat):
+            changes.append(change(running, steering, "one" if name == "events" else name))
+            with events_on(root, name == "events"):
+                closed(running, 16, 0.5)
+                one = closed(running, 16, arguments.seconds)
+            rates.setdefault(name, []).append(one.requests_per_s)
+            cpu_ms.setdefault(name, []).append(one.cpu_ms)
+        for name in order(("one", "shadow"), repeat):
             changes.append(change(running, steering, name))
-            closed(running, 16, 0.5)
-            found[name].append(closed(running, 16, arguments.seconds).requests_per_s)
-        for name in ("plain", "shadow") if repeat % 2 else ("shadow", "plain"):
-            changes.append(change(running, steering, "one" if name == "plain" else name))
-            time.sleep(3.0)  # the shadow's process starts
-            one = open_loop(running, poisson(rate, arguments.seconds, repeat))
-            found[name].append(one.percentile_ms(99))
-        say(f"{ {name: round(values[-1], 2) for name, values in found.items()} }")
+            wait_for_shadows(running)
+            p99_ms.setdefault(name, []).append(
+                open_loop(running, poisson(rate, arguments.seconds, repeat)).percentile_ms(99)
+            )
+        last = {**rates, **{f"p99 {name}": values for name, values in p99_ms.items()}}
+        say(", ".join(f"{name} {values[-1]:.1f}" for name, values in last.items()))
     return {
-        "three_per_one": ratios(found["three"], found["one"]),
-        "shadow_p99_per_plain": ratios(found["shadow"], found["plain"]),
-        "p99_ms": {name: found[name] for name in ("plain", "shadow")},
-        "requests_per_s": {name: found[name] for name in ("one", "three")},
+        "three_per_one": ratios(rates["three"], rates["one"]),
+        "three_per_one_cpu": ratios(cpu_ms["three"], cpu_ms["one"]),
+        "events_per_none": ratios(rates["events"], rates["one"]),
+        "events_per_none_cpu": ratios(cpu_ms["events"], cpu_ms["one"]),
+        "shadow_p99_per_none": ratios(p99_ms["shadow"], p99_ms["one"]),
+        "requests_per_s": rates,
+        "cpu_ms": cpu_ms,
+        "p99_ms": p99_ms,
         "rate": rate,
-        "change_s": changes,
         "longest_change_s": max(changes),
     }
+
+
+def wait_for_shadows(running: Running) -> None:
+    """Wait until each shadow has compared something, which its process must start for."""
+    from rayloop.cli.running import ask
+
+    url = f"http://127.0.0.1:{running.port}"
+    while True:
+        closed(running, 1, 0.5)
+        shadows = [shadow for replica in ask(url) for shadow in replica["shadows"]]
+        if all(shadow["compared"] for shadow in shadows):
+            return
+
+
+@contextmanager
+def events_on(root: Path, wanted: bool) -> Iterator[None]:
+    """Let the server make events while the context lasts, or not."""
+    switch = root / "on"
+    if wanted:
+        switch.touch()
+    time.sleep(0.3)
+    yield
+    switch.unlink(missing_ok=True)
 
 
 def ratios(one: list[float], other: list[float]) -> dict[str, float]:
@@ -130,24 +168,13 @@ def measure(arguments: argparse.Namespace, model: Model) -> dict[str, list[dict[
     with tempfile.TemporaryDirectory(prefix="rayloop-versions-") as folder:
         os.environ["BENCH_HOME"] = folder
         steering = registered(model, Path(folder))
+        steering.opening("@champion")
         with serving("rayloop-registered", model, arguments.peers, arguments.settings) as running:
             check_answers(running, 1)
-            result = alternate(running, steering, arguments)
-        say(
-            f"three versions {result['three_per_one']}, shadow {result['shadow_p99_per_plain']}, "
-            f"longest change {result['longest_change_s']:.2f} s"
-        )
-        rates: dict[str, list[float]] = {name: [] for name in SERVERS}
-        steering.split({"1": 1.0}, shadows=())
-        for repeat in range(arguments.repeats):
-            for name in SERVERS if repeat % 2 else SERVERS[::-1]:
-                with serving(name, model, arguments.peers, arguments.settings) as running:
-                    closed(running, 16, 2.0)
-                    rates[name].append(closed(running, 16, arguments.seconds).requests_per_s)
-            say(f"{ {name: round(values[-1]) for name, values in rates.items()} }")
-        result["events_per_none"] = ratios(rates["rayloop-events"], rates["rayloop-registered"])
-        result["events_requests_per_s"] = rates
-        say(f"events {result['events_per_none']}")
+            result = alternate(running, steering, Path(folder), arguments)
+    for name, value in result.items():
+        if "_per_" in name:
+            say(f"{name}: {value}")
     return {"rayloop": [result]}
 
 

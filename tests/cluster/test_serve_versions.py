@@ -20,9 +20,6 @@ import requests
 
 from rayloop import haproxy
 from rayloop.cli.main import main
-from rayloop.clock import SYSTEM_CLOCK
-from rayloop.config import RegistryConfig
-from rayloop.registry.store import open_registry
 from rayloop.serve.client import infer_body, read_answer
 from rayloop.serve.engine import OnnxEngine
 from rayloop.serve.event_store import EventStore
@@ -30,7 +27,7 @@ from rayloop.serve.plan_store import PlanStore
 from rayloop.serve.traffic import PlannedVariant, plan_of
 from rayloop.storage import Storage
 from tests.cluster.servers import INFER, first_line, started
-from tests.releases import LABELS, MODEL, images, model_bytes, publish
+from tests.releases import LABELS, MODEL, images, model_bytes, register_all
 
 SERVER = """
 import json, signal, sys, threading
@@ -71,13 +68,7 @@ pytestmark = pytest.mark.skipif(
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with four versions; the first is champion, the second challenger."""
     root = tmp_path_factory.mktemp("registered")
-    storage = Storage(str(root))
-    registry = open_registry(storage, RegistryConfig(), SYSTEM_CLOCK)
-    for number in range(1, 5):
-        assert registry.reserve(MODEL, f"digest {number}", "here", "") == str(number)
-        publish(storage, str(number))
-    registry.move_alias(MODEL, "champion", "1")
-    registry.move_alias(MODEL, "challenger", "2")
+    register_all(root, 4)
     return root
 
 

@@ -13,21 +13,14 @@ from rayloop.serve.plan_store import StalePlan
 from rayloop.serve.steer import Steering
 from rayloop.serve.traffic import LowConfidence
 from rayloop.storage import Storage
-from tests.releases import MODEL, publish
+from tests.releases import MODEL, register_all
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with five versions, the first of which is champion and the second challenger."""
     root = tmp_path_factory.mktemp("template")
-    storage = Storage(str(root))
-    registry = open_registry(storage, RegistryConfig(), SYSTEM_CLOCK)
-    for number in range(1, 6):
-        shape = (6, 6, 3) if number == 5 else (12, 10, 1)
-        assert registry.reserve(MODEL, f"digest {number}", "here", "") == str(number)
-        publish(storage, str(number), shape)
-    registry.move_alias(MODEL, "champion", "1")
-    registry.move_alias(MODEL, "challenger", "2")
+    register_all(root, 5, odd="5")
     return root
 
 

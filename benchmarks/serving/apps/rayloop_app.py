@@ -5,12 +5,13 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 
 from rayloop import cluster, haproxy
-from rayloop.config import ClusterConfig, EventsConfig, RegistryConfig, ServeConfig
+from rayloop.config import ClusterConfig, EventsConfig, ServeConfig
 
 
 def load_file(path: str, shape: tuple[int, int, int], classes: int, config: ServeConfig):
@@ -49,13 +50,14 @@ def main() -> None:
     shape = tuple(int(size) for size in env["BENCH_SHAPE"].split(","))
     workers = int(env["BENCH_WORKERS"])
     settings = {
-        "http_port": int(env["BENCH_PORT"]), "min_replicas": workers, "max_replicas": workers,
+        "http_port": int(env["BENCH_PORT"]), "grpc_port": 0,
+        "min_replicas": workers, "max_replicas": workers,
         "cpus_per_replica": int(env["BENCH_THREADS"]), "haproxy": env["BENCH_FORM"] != "plain",
         **json.loads(env.get("BENCH_SETTINGS", "{}")),
     }  # fmt: skip
     config = ServeConfig(**settings)
-    if env["BENCH_FORM"] in ("registered", "events"):
-        serve_registered(config, env["BENCH_HOME"], env["BENCH_FORM"] == "events")
+    if env["BENCH_FORM"] == "registered":
+        serve_registered(config, env["BENCH_HOME"])
         return
     load = functools.partial(load_file, env["BENCH_MODEL"], shape, int(env["BENCH_CLASSES"]))
     with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(), extra):
@@ -65,14 +67,31 @@ def main() -> None:
             wait_for_the_end()
 
 
-def serve_registered(config: ServeConfig, home: str, events: bool) -> None:
+def serve_registered(config: ServeConfig, home: str) -> None:
     """What a registry holds, under its traffic plan."""
+    load = functools.partial(load_registered, home)
     with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(), extra):
-        from rayloop.serve import run
+        from rayloop.serve import app, run
 
-        remembered = EventsConfig(enabled=events)
-        with run.serving(config, RegistryConfig(), home, events=remembered):
+        with run.running(app.application(config, load), config.host, run.choose_port(config)):
             wait_for_the_end()
+
+
+def load_registered(home: str, config: ServeConfig):
+    """The service of a root, which makes events as long as the root holds a file `on`."""
+    from rayloop.serve.load import load_service
+    from rayloop.storage import Storage
+
+    service = load_service(Storage(home), "classifier", config, EventsConfig())
+    memory = service.memory
+
+    def switch() -> None:
+        while True:
+            service.memory = memory if (Path(home) / "on").exists() else None
+            time.sleep(0.05)
+
+    threading.Thread(target=switch, daemon=True).start()
+    return service
 
 
 def wait_for_the_end() -> None:

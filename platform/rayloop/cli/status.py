@@ -63,8 +63,26 @@ def show(tables: list[Document]) -> None:
                 _print(rows)
 
 
+SHORT = {
+    "planned_share": "share",
+    "measured_share": "measured",
+    "requests_per_s": "req/s",
+    "error_share": "errors",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "review_share": "review",
+    "fallback_share": "fallback",
+    "compared_rows": "compared",
+    "rows_per_s": "rows/s",
+    "dropped_share": "dropped",
+    "failed_rows": "failed",
+    "largest_difference": "max diff",
+}
+"""Headings that leave room for figures on a narrow terminal."""
+
+
 def _print(rows: list[Document]) -> None:
-    table = Table(*rows[0])
+    table = Table(*(SHORT.get(name, name) for name in rows[0]))
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
     rich.print(table)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Verdict = Literal["accept", "fallback", "review"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(kw_only=True, slots=True, eq=False)
 class PredictionEvent:
     """What was predicted for the images of one request, by what, and how it went.
 

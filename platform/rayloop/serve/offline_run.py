@@ -36,8 +36,8 @@ LINE_INTERVAL_S = 5.0
 FILES_AHEAD = 2
 """Files an engine has been given: the one it works on, and the next so that it need not wait."""
 
-MAX_RESTARTS = 3
-"""Times an engine's process may die, e.g. for lack of memory, before the job gives up."""
+MAX_RETRIES = 3
+"""Times a file is tried again after its engine's process died, e.g. for lack of memory."""
 
 
 class Predictor:
@@ -120,7 +120,7 @@ def predict_files(work: BatchWork) -> list[FileReport]:
             if error.actor_init_failed:
                 raise
             raise WorkError(
-                f"An engine of batch prediction died {MAX_RESTARTS + 1} times, most likely for "
+                f"An engine of batch prediction died {MAX_RETRIES + 1} times, most likely for "
                 f"lack of memory ({str(error).splitlines()[0]}). Lower --batch.batch_rows, "
                 "--batch.rows_per_file or --batch.num_workers, and run the same command again."
             ) from error
@@ -137,7 +137,7 @@ def _reports(work: BatchWork, num_workers: int) -> Iterator[FileReport | Rayloop
     files.context.enable_progress_bars = False
     files.context.execution_no_progress_timeout_s = -1  # a slow model may take hours for a file
     with warnings.catch_warnings():
-        # Only so can restarts be bounded, until Ray 2.64 takes it away: a file that kills its
+        # Only so can retries be bounded, until Ray 2.64 takes it away: a file that kills its
         # reader would be tried for ever.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         written = files.map_batches(
@@ -156,8 +156,7 @@ def _reports(work: BatchWork, num_workers: int) -> Iterator[FileReport | Rayloop
             ),
             num_cpus=1,
             num_gpus=1 if work.serve.use_gpu else None,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
+            max_task_retries=MAX_RETRIES,
         )
     blocks: Iterable[Any] = written.iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0

@@ -21,7 +21,7 @@ from rayloop.serve.execution import Answers, Rows
 
 log = stage_logger("serve")
 
-GATHER_S = 0.02
+GATHER_S = 0.1
 """Pause between two batches of a queue that is not full, so that batches are worth their cost."""
 
 IDLE_S = 5.0
