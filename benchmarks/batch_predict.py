@@ -47,8 +47,8 @@ from rayloop.data.versions import (
 from rayloop.quantize.cpu import cpu_features
 from rayloop.registry.release import ReleaseRecord, load_release
 from rayloop.serve.engine import OnnxEngine
-from rayloop.serve.offline import open_work
-from rayloop.serve.offline_result import finish, images_per_second
+from rayloop.serve.offline.plan import open_work
+from rayloop.serve.offline.result import finish, images_per_second
 from rayloop.storage import Storage, home
 
 HERE = Path(__file__).parent
@@ -152,7 +152,7 @@ def pipeline(root: str, config: Config) -> float:
     storage.remove("predictions")
     work = open_work(storage, config)
     with connect(config.cluster):
-        from rayloop.serve.offline_run import predict_files
+        from rayloop.serve.offline.run import predict_files
 
         reports = predict_files(work)
     finish(work, reports, SYSTEM_CLOCK)

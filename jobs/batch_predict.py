@@ -17,8 +17,8 @@ from rayloop.clock import SYSTEM_CLOCK
 from rayloop.cluster import connect
 from rayloop.jobs_entry import run_job
 from rayloop.presets import parse_config
-from rayloop.serve.offline import open_work
-from rayloop.serve.offline_result import FileReport, finish
+from rayloop.serve.offline.plan import open_work
+from rayloop.serve.offline.result import FileReport, finish
 from rayloop.storage import Storage, home
 
 
@@ -30,7 +30,7 @@ def main() -> dict[str, Any]:
     reports: list[FileReport] = []
     if len(work.done) < work.num_files:
         with connect(config.cluster):
-            from rayloop.serve.offline_run import predict_files  # noqa: PLC0415  imports Ray
+            from rayloop.serve.offline.run import predict_files  # noqa: PLC0415  imports Ray
 
             reports = predict_files(work)
     result = finish(work, reports, SYSTEM_CLOCK)

@@ -47,7 +47,7 @@ def registered(model: Model, root: Path) -> Any:
     from rayloop.registry.release import ReleaseRecord
     from rayloop.registry.store import open_registry
     from rayloop.serve.engine import OnnxEngine
-    from rayloop.serve.steer import Steering
+    from rayloop.serve.traffic.steer import Steering
     from rayloop.storage import Storage
 
     storage = Storage(str(root))

@@ -20,9 +20,9 @@ from rayloop.errors import Corrupt, DataMissing, DoesNotFit, WorkError
 from rayloop.serve.assemble import make_service
 from rayloop.serve.engine import OnnxEngine
 from rayloop.serve.http import InferenceApp
-from rayloop.serve.offline import BatchWork, open_work
-from rayloop.serve.offline_result import finish
-from rayloop.serve.offline_run import predict_files
+from rayloop.serve.offline.plan import BatchWork, open_work
+from rayloop.serve.offline.result import finish
+from rayloop.serve.offline.run import predict_files
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.storage import Storage
 from tests.cluster.servers import LABELS, MODEL, SHAPE, images, model_bytes

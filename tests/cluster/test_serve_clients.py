@@ -29,8 +29,8 @@ from tritonclient.utils import InferenceServerException
 
 from rayloop import haproxy
 from rayloop.serve.engine import OnnxEngine
-from rayloop.serve.plan_store import PlanStore
-from rayloop.serve.traffic import single
+from rayloop.serve.traffic.plan import single
+from rayloop.serve.traffic.store import PlanStore
 from rayloop.storage import Storage
 from tests.cluster.servers import (
     LABELS,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rayloop.serve.event_store import EventStore
-from rayloop.serve.events import PredictionEvent
+from rayloop.serve.events.event import PredictionEvent
+from rayloop.serve.events.store import EventStore
 from rayloop.storage import Storage
 
 WRITER = "00112233445566aa"

@@ -16,8 +16,8 @@ from rayloop.clock import SYSTEM_CLOCK
 from rayloop.data.versions import DatasetVersion, Shard, encode_table, shard_table, write_manifest
 from rayloop.registry.release import ReleaseRecord
 from rayloop.registry.store import Registry
-from rayloop.serve import offline
 from rayloop.serve.engine import OnnxEngine
+from rayloop.serve.offline import plan as offline
 from rayloop.storage import Storage
 from tests.cluster.servers import LABELS, MODEL, SHAPE, images, model_bytes
 

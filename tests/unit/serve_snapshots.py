@@ -6,7 +6,7 @@ from typing import Any
 
 from rayloop.serve.batcher import BatcherCounts
 from rayloop.serve.counts import LatencyHistogram
-from rayloop.serve.shadow import ShadowCounts
+from rayloop.serve.shadow.shadow import ShadowCounts
 from rayloop.serve.statistics import BatchTimes, VersionStatistics
 
 Document = dict[str, Any]

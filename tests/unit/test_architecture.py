@@ -31,7 +31,7 @@ MAY_IMPORT_RAY = {
     "serve/app",
     "serve/dedicated",
     "serve/lane",
-    "serve/offline_run",
+    "serve/offline/run",
     "serve/run",
     "serve/options",
     "pipeline/run",

@@ -13,7 +13,7 @@ from rayloop.errors import Corrupt, RequestError
 from rayloop.models.zoo import build_classifier
 from rayloop.quantize.export import export_onnx
 from rayloop.quantize.methods import StaticQuantizer, make_small, write_dynamic
-from rayloop.serve.embedding import Embedder
+from rayloop.serve.events.embedding import Embedder
 from tests.cluster import servers
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), dtype=np.uint8)

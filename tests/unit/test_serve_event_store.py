@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from rayloop.config import EventsConfig
 from rayloop.errors import Corrupt, RequestError
-from rayloop.serve import event_files
-from rayloop.serve.event_store import EventStore
-from rayloop.serve.event_table import ROWS_PER_GROUP, SCHEMA, to_parquet
-from rayloop.serve.event_writer import EventWriter
-from rayloop.serve.events import PredictionEvent
-from rayloop.serve.labels import LabelStore
+from rayloop.serve.events import files as event_files
+from rayloop.serve.events.event import PredictionEvent
+from rayloop.serve.events.labels import LabelStore
+from rayloop.serve.events.store import EventStore
+from rayloop.serve.events.table import ROWS_PER_GROUP, SCHEMA, to_parquet
+from rayloop.serve.events.writer import EventWriter
 from rayloop.storage import Storage
 from tests.unit.event_cases import DAY, NOON, WRITER, HandClock, event, files, name_of, stored
 

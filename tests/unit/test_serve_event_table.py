@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from rayloop.config import EventsConfig
 from rayloop.data import profile
-from rayloop.serve.event_table import (
+from rayloop.serve.events.event import PredictionEvent
+from rayloop.serve.events.table import (
     SCHEMA,
     event_table,
     image_statistics,
     sample_points,
     to_parquet,
 )
-from rayloop.serve.events import PredictionEvent
 from tests.unit.event_cases import NOON, event, failed, name_of
 
 NONE_KEPT = EventsConfig()

@@ -11,7 +11,7 @@ import pytest
 
 from rayloop.config import EventsConfig
 from rayloop.errors import StorageFull
-from rayloop.serve.event_writer import FIRST_RETRY_S, LAST_RETRY_S, EventWriter
+from rayloop.serve.events.writer import FIRST_RETRY_S, LAST_RETRY_S, EventWriter
 from rayloop.storage import Storage
 from tests.unit.event_cases import NOON, WRITER, HandClock, event, files, name_of, stored
 

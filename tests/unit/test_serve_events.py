@@ -17,10 +17,10 @@ import pytest
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import EventsConfig
 from rayloop.errors import StorageFull, WorkError
-from rayloop.serve import event_log
-from rayloop.serve.event_log import EventLog
-from rayloop.serve.event_store import EventStore
-from rayloop.serve.events import PredictionEvent
+from rayloop.serve.events import log as event_log
+from rayloop.serve.events.event import PredictionEvent
+from rayloop.serve.events.log import EventLog
+from rayloop.serve.events.store import EventStore
 from rayloop.storage import Storage
 from tests.unit.event_cases import (
     DAY,
@@ -277,8 +277,7 @@ def test_old_days_are_removed_at_the_start_and_when_a_day_has_passed(storage: Sl
         return [str(DAY - date.fromisoformat(name[5:])).split()[0] for name in storage.names(root)]
 
     with opened(storage, clock, retention_days=3):
-        until(lambda: left("shadows") == ["3", "1"])
-        assert left("events") == left("labels") == ["3", "1"]
+        until(lambda: left("events") == left("labels") == left("shadows") == ["3", "1"])
         clock.seconds += 86_400
         until(lambda: left("shadows") == ["1"])
     with opened(storage, HandClock(NOON + 400 * 86_400), retention_days=0) as log:

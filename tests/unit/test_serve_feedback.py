@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayloop.serve.feedback import MAX_SOURCE_CHARACTERS, Feedback, parse_feedback, record
-from rayloop.serve.labels import LabelStore
+from rayloop.serve.events.feedback import MAX_SOURCE_CHARACTERS, Feedback, parse_feedback, record
+from rayloop.serve.events.labels import LabelStore
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.storage import Storage
 from tests.unit.event_cases import DAY, HandClock, name_of

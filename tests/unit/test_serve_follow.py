@@ -13,14 +13,14 @@ from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import ServeConfig
 from rayloop.errors import Corrupt
 from rayloop.serve.assemble import make_service, make_variant
-from rayloop.serve.confidence import BURST_ROWS, FallbackCap, doubtful_rows
-from rayloop.serve.follow import PlanFollower
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.repository import Repository
 from rayloop.serve.service import ByHand
 from rayloop.serve.snapshot import snapshot
-from rayloop.serve.traffic import LowConfidence, PlannedVariant, TrafficPlan, plan_of, single
+from rayloop.serve.traffic.confidence import BURST_ROWS, FallbackCap, doubtful_rows
+from rayloop.serve.traffic.follow import PlanFollower
+from rayloop.serve.traffic.plan import LowConfidence, PlannedVariant, TrafficPlan, plan_of, single
 
 CONFIG = ServeConfig(max_batch_rows=8)
 SURE, UNSURE, UNSURE_TOO = 250, 130, 131

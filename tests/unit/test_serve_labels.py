@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rayloop.errors import Corrupt, RequestError, StorageFull
-from rayloop.serve.labels import SCHEMA, ConflictingLabel, LabelStore, labelled
+from rayloop.serve.events.labels import SCHEMA, ConflictingLabel, LabelStore, labelled
 from rayloop.storage import Storage
 from tests.unit.event_cases import DAY, HandClock, name_of
 
@@ -112,7 +112,7 @@ RACER = """
 import sys
 from datetime import date
 from rayloop.clock import SYSTEM_CLOCK
-from rayloop.serve.labels import ConflictingLabel, LabelStore
+from rayloop.serve.events.labels import ConflictingLabel, LabelStore
 from rayloop.storage import Storage
 root, index = sys.argv[1], int(sys.argv[2])
 labels = LabelStore(Storage(root), SYSTEM_CLOCK)

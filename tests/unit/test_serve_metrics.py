@@ -19,12 +19,12 @@ from rayloop.config import ServeConfig
 from rayloop.metrics import BATCH_BUCKETS_ROWS, LATENCY_BUCKETS_MS, METRICS
 from rayloop.serve.assemble import make_service
 from rayloop.serve.exposition import CONTENT_TYPE, exposition
-from rayloop.serve.follow import PlanFollower
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.repository import Repository
-from rayloop.serve.shadow import Shadow
+from rayloop.serve.shadow.shadow import Shadow
 from rayloop.serve.snapshot import snapshot as real_snapshot
 from rayloop.serve.status import status_tables
+from rayloop.serve.traffic.follow import PlanFollower
 from tests.unit.serve_snapshots import busy, snapshot, variant, version
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"

@@ -15,17 +15,17 @@ from rayloop.config import BatchConfig, Config, DataConfig, RegistryConfig, Serv
 from rayloop.data.contract import RowContract
 from rayloop.errors import ConfigError, Corrupt, DataMissing, DoesNotFit, RequestError, WorkError
 from rayloop.serve.engine import OnnxEngine
-from rayloop.serve.offline import BatchWork, choose_workers, open_work
-from rayloop.serve.offline_answers import (
+from rayloop.serve.offline.answers import (
     Counts,
     answer_chunks,
     count,
     read_counts,
     write_answers,
 )
-from rayloop.serve.offline_input import BatchInput, parse_dataset, resolve_input
-from rayloop.serve.offline_pieces import Chunk, spans_of
-from rayloop.serve.offline_result import FileReport, finish, images_per_second
+from rayloop.serve.offline.input import BatchInput, parse_dataset, resolve_input
+from rayloop.serve.offline.pieces import Chunk, spans_of
+from rayloop.serve.offline.plan import BatchWork, choose_workers, open_work
+from rayloop.serve.offline.result import FileReport, finish, images_per_second
 from rayloop.storage import Storage
 from tests.cluster.servers import LABELS, SHAPE, images, model_bytes
 from tests.unit.offline_cases import (

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayloop.clock import SYSTEM_CLOCK
-from rayloop.serve import shadow as shadow_module
-from rayloop.serve.event_files import day_folder
-from rayloop.serve.pair_log import PairLog
-from rayloop.serve.shadow import Copy, Pair, Shadow, ShadowLost
-from rayloop.serve.shadow_process import ShadowProcess
+from rayloop.serve.events.files import day_folder
+from rayloop.serve.shadow import shadow as shadow_module
+from rayloop.serve.shadow.pair_log import PairLog
+from rayloop.serve.shadow.process import ShadowProcess
+from rayloop.serve.shadow.shadow import Copy, Pair, Shadow, ShadowLost
 from rayloop.storage import Storage
 
 MAKE = "tests.shadow_engines:make"

@@ -9,9 +9,9 @@ from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
 from rayloop.errors import ConfigError, Corrupt, DataMissing
 from rayloop.registry.store import Registry, open_registry
-from rayloop.serve.plan_store import StalePlan
-from rayloop.serve.steer import Steering
-from rayloop.serve.traffic import LowConfidence
+from rayloop.serve.traffic.plan import LowConfidence
+from rayloop.serve.traffic.steer import Steering
+from rayloop.serve.traffic.store import StalePlan
 from rayloop.storage import Storage
 from tests.releases import MODEL, register_all
 

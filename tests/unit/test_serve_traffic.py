@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rayloop.errors import ConfigError, Corrupt
-from rayloop.serve.layout import BUCKETS, in_buckets, laid_out, relaid
-from rayloop.serve.plan_store import PlanStore, StalePlan
-from rayloop.serve.traffic import (
+from rayloop.serve.traffic.layout import BUCKETS, in_buckets, laid_out, relaid
+from rayloop.serve.traffic.plan import (
     LowConfidence,
     PlannedVariant,
     TrafficPlan,
@@ -23,6 +22,7 @@ from rayloop.serve.traffic import (
     plan_of,
     single,
 )
+from rayloop.serve.traffic.store import PlanStore, StalePlan
 from rayloop.storage import Storage
 
 VECTORS = json.loads(

@@ -6,8 +6,8 @@ from typing import Any
 
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.errors import DataMissing, RequestError
-from rayloop.serve.event_store import EventStore
-from rayloop.serve.labels import LabelStore
+from rayloop.serve.events.labels import LabelStore
+from rayloop.serve.events.store import EventStore
 from rayloop.storage import Storage, home
 
 Rows = list[dict[str, Any]]

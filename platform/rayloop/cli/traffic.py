@@ -9,8 +9,8 @@ from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
 from rayloop.errors import RequestError
 from rayloop.registry.store import open_registry
-from rayloop.serve.steer import Steering
-from rayloop.serve.traffic import LowConfidence, TrafficPlan
+from rayloop.serve.traffic.plan import LowConfidence, TrafficPlan
+from rayloop.serve.traffic.steer import Steering
 from rayloop.storage import Storage, home
 
 Rows = list[dict[str, Any]]

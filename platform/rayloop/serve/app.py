@@ -15,16 +15,16 @@ from rayloop import logs
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import EventsConfig, RegistryConfig, ServeConfig
 from rayloop.serve.catalog import Catalog, Document
-from rayloop.serve.follow import PlanFollower
+from rayloop.serve.events.recorder import Recorder
 from rayloop.serve.grpc_app import GrpcApp
 from rayloop.serve.grpc_server import hosted_by_serve, is_private, own_server, serve_here
 from rayloop.serve.http import InferenceApp
 from rayloop.serve.lane import open_lane
 from rayloop.serve.options import deployment_options
-from rayloop.serve.recorder import Recorder
 from rayloop.serve.repository import Repository, nobody_else
 from rayloop.serve.service import ModelService
 from rayloop.serve.snapshot import snapshot
+from rayloop.serve.traffic.follow import PlanFollower
 from rayloop.storage import Storage
 
 Loader = Callable[[ServeConfig], ModelService]

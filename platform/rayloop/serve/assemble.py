@@ -15,7 +15,7 @@ from rayloop.serve.batcher import Batcher
 from rayloop.serve.engine import Engine
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.service import Memory, ModelService, Shelf, Variant
-from rayloop.serve.traffic import single
+from rayloop.serve.traffic.plan import single
 
 GOLDEN_TOLERANCE = 0.02
 """Largest difference of a golden probability (0..1). On the kind of CPU that exported the model it

@@ -18,7 +18,7 @@ from prometheus_client.utils import floatToGoString
 
 from rayloop import metrics
 from rayloop.metrics import METRICS, Metric
-from rayloop.serve.events import Verdict
+from rayloop.serve.events.event import Verdict
 
 Document = dict[str, Any]
 Labels = tuple[str, ...]

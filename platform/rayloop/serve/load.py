@@ -12,17 +12,17 @@ from rayloop.logs import stage_logger
 from rayloop.registry.release import RECORD_FILE, ReleaseRecord, load_release, release_folder
 from rayloop.registry.store import open_registry
 from rayloop.serve.assemble import GOLDEN_TOLERANCE, make_variant, prediction_ids, prove
-from rayloop.serve.embedding import Embedder
 from rayloop.serve.engine import Engine, OnnxEngine, warm_up_sizes
-from rayloop.serve.pair_log import PairLog
-from rayloop.serve.plan_store import PlanStore
+from rayloop.serve.events.embedding import Embedder
+from rayloop.serve.events.recorder import Recorder
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.recorder import Recorder
 from rayloop.serve.service import ByHand, ModelService, Variant
-from rayloop.serve.shadow import Shadow
-from rayloop.serve.shadow_process import ShadowProcess
-from rayloop.serve.steer import Steering
-from rayloop.serve.traffic import TrafficPlan
+from rayloop.serve.shadow.pair_log import PairLog
+from rayloop.serve.shadow.process import ShadowProcess
+from rayloop.serve.shadow.shadow import Shadow
+from rayloop.serve.traffic.plan import TrafficPlan
+from rayloop.serve.traffic.steer import Steering
+from rayloop.serve.traffic.store import PlanStore
 from rayloop.storage import Storage
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rayloop.errors import RequestError
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.request import malformed
 from rayloop.serve.service import ByHand, ModelService, Variant
-from rayloop.serve.traffic import TrafficPlan
+from rayloop.serve.traffic.plan import TrafficPlan
 
 Document = dict[str, Any]
 Change = Callable[[str, str], Awaitable[None]]

@@ -18,13 +18,13 @@ from rayloop.serve.batcher import (
     still_there,
 )
 from rayloop.serve.counts import VariantCounts, failure_reason_name
-from rayloop.serve.events import PredictionEvent, Verdict
+from rayloop.serve.events.event import PredictionEvent, Verdict
 from rayloop.serve.execution import EngineFailed
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.second_opinion import SecondOpinion, Settled
-from rayloop.serve.shadow import Copy, Shadow
-from rayloop.serve.traffic import TrafficPlan
+from rayloop.serve.shadow.shadow import Copy, Shadow
+from rayloop.serve.traffic.plan import TrafficPlan
+from rayloop.serve.traffic.second_opinion import SecondOpinion, Settled
 
 
 @dataclass(frozen=True, slots=True)

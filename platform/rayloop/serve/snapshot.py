@@ -5,11 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rayloop.serve.body import REFUSED
-from rayloop.serve.follow import PlanFollower
 from rayloop.serve.ongoing import GRPC, HTTP
 from rayloop.serve.service import ModelService
-from rayloop.serve.shadow import Shadow
-from rayloop.serve.traffic import TrafficPlan
+from rayloop.serve.shadow.shadow import Shadow
+from rayloop.serve.traffic.follow import PlanFollower
+from rayloop.serve.traffic.plan import TrafficPlan
 
 Document = dict[str, Any]
 

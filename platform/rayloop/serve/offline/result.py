@@ -6,8 +6,8 @@ from typing import Any
 
 from rayloop.clock import Clock, iso_utc
 from rayloop.errors import WorkError
-from rayloop.serve.offline import BatchWork, file_name
-from rayloop.serve.offline_answers import Counts, read_counts
+from rayloop.serve.offline.answers import Counts, read_counts
+from rayloop.serve.offline.plan import BatchWork, file_name
 
 MANIFEST_FILE = "manifest.json"
 

@@ -14,8 +14,8 @@ from rayloop.data.contract import RowContract
 from rayloop.errors import ConfigError, DoesNotFit, RequestError
 from rayloop.registry.release import ReleaseRecord, load_release
 from rayloop.registry.store import open_registry
-from rayloop.serve.offline_input import BatchInput, resolve_input
-from rayloop.serve.offline_pieces import Piece
+from rayloop.serve.offline.input import BatchInput, resolve_input
+from rayloop.serve.offline.pieces import Piece
 from rayloop.storage import Storage
 
 FORMAT = 1

@@ -7,7 +7,7 @@ else has: whoever decided on an older plan is refused. The highest number is in 
 import json
 
 from rayloop.errors import RequestError
-from rayloop.serve.traffic import TrafficPlan, plan_from_json
+from rayloop.serve.traffic.plan import TrafficPlan, plan_from_json
 from rayloop.storage import Storage
 
 FOLDER = "traffic"

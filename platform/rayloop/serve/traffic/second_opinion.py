@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from rayloop.errors import WorkError
 from rayloop.serve.batcher import Batcher
-from rayloop.serve.confidence import FallbackCap, doubtful_rows
-from rayloop.serve.events import Verdict
+from rayloop.serve.events.event import Verdict
 from rayloop.serve.execution import Answers, Rows
-from rayloop.serve.traffic import LowConfidence
+from rayloop.serve.traffic.confidence import FallbackCap, doubtful_rows
+from rayloop.serve.traffic.plan import LowConfidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayloop.config import EventsConfig
-from rayloop.serve.events import PredictionEvent
+from rayloop.serve.events.event import PredictionEvent
 
 Images = NDArray[np.uint8]
 Embed = Callable[[str, Images], NDArray[np.float32] | None]

@@ -13,7 +13,7 @@ from rayloop.config import BatchConfig, DataConfig, digest_of
 from rayloop.data.contract import RowContract
 from rayloop.data.versions import SPLITS, open_version
 from rayloop.errors import DataMissing, RequestError
-from rayloop.serve.offline_pieces import (
+from rayloop.serve.offline.pieces import (
     DatasetPiece,
     FolderPiece,
     ParquetPiece,

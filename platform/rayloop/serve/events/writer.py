@@ -17,9 +17,9 @@ from rayloop.clock import Clock
 from rayloop.config import EventsConfig
 from rayloop.errors import RayloopError
 from rayloop.logs import stage_logger
-from rayloop.serve.event_files import DAY_S, day_of, event_path
-from rayloop.serve.event_table import Embed, Images, event_table, to_parquet
-from rayloop.serve.events import PredictionEvent
+from rayloop.serve.events.event import PredictionEvent
+from rayloop.serve.events.files import DAY_S, day_of, event_path
+from rayloop.serve.events.table import Embed, Images, event_table, to_parquet
 from rayloop.storage import Storage
 
 log = stage_logger("serve")

@@ -1,6 +1,6 @@
 """Run a version in a process of its own: images in by a pipe, probabilities out by another.
 
-    python -m rayloop.serve.shadow_process MODULE:FUNCTION ARGUMENTS
+    python -m rayloop.serve.shadow.process MODULE:FUNCTION ARGUMENTS
 
 FUNCTION takes the arguments, decoded from JSON, and gives an engine. A message is its length in
 eight bytes, little-endian, and an array in NumPy's own file format; an empty one says that the
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayloop.serve.execution import Answers, Rows
-from rayloop.serve.shadow import ShadowLost
+from rayloop.serve.shadow.shadow import ShadowLost
 
 START_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 20.0
@@ -57,7 +57,7 @@ class ShadowProcess:
     ) -> None:
         self._answer_timeout_s = answer_timeout_s
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rayloop.serve.shadow_process", make, json.dumps(arguments)],
+            [sys.executable, "-m", "rayloop.serve.shadow.process", make, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

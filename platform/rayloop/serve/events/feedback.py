@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Literal, NoReturn
 
-from rayloop.serve.labels import ConflictingLabel, LabelStore
+from rayloop.serve.events.labels import ConflictingLabel, LabelStore
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.infer import load_object
 from rayloop.serve.protocol.request import malformed

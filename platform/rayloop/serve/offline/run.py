@@ -23,9 +23,9 @@ from rayloop.data.contract import RowContract
 from rayloop.errors import RayloopError, WorkError
 from rayloop.logs import stage_logger
 from rayloop.serve.load import load_engine
-from rayloop.serve.offline import BatchWork, ResultFile, choose_workers
-from rayloop.serve.offline_answers import answer_chunks, write_answers
-from rayloop.serve.offline_result import FileReport, images_per_second
+from rayloop.serve.offline.answers import answer_chunks, write_answers
+from rayloop.serve.offline.plan import BatchWork, ResultFile, choose_workers
+from rayloop.serve.offline.result import FileReport, images_per_second
 from rayloop.storage import Storage
 
 log = stage_logger("batch")
@@ -95,7 +95,7 @@ def predict_files(work: BatchWork) -> list[FileReport]:
     """Write every missing file on the connected cluster, and show how far it is.
 
     Args:
-        work: As `rayloop.serve.offline.open_work` gave it.
+        work: As `rayloop.serve.offline.plan.open_work` gave it.
 
     Returns:
         A report of each file, in the order in which they were written.

@@ -16,10 +16,10 @@ from rayloop.clock import Clock
 from rayloop.config import EventsConfig
 from rayloop.errors import WorkError
 from rayloop.logs import stage_logger
-from rayloop.serve.event_files import DAY_S, day_of, prune
-from rayloop.serve.event_table import Embed
-from rayloop.serve.event_writer import EventWriter
-from rayloop.serve.events import PredictionEvent
+from rayloop.serve.events.event import PredictionEvent
+from rayloop.serve.events.files import DAY_S, day_of, prune
+from rayloop.serve.events.table import Embed
+from rayloop.serve.events.writer import EventWriter
 from rayloop.storage import Storage
 
 log = stage_logger("serve")

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from rayloop.clock import Clock
 from rayloop.config import EventsConfig
-from rayloop.serve.embedding import Embedder
-from rayloop.serve.event_log import EventLog
-from rayloop.serve.event_store import EventStore
-from rayloop.serve.feedback import parse_feedback, record
-from rayloop.serve.labels import LabelStore
+from rayloop.serve.events.embedding import Embedder
+from rayloop.serve.events.feedback import parse_feedback, record
+from rayloop.serve.events.labels import LabelStore
+from rayloop.serve.events.log import EventLog
+from rayloop.serve.events.store import EventStore
 from rayloop.storage import Storage
 
 FlushOthers = Callable[[str], Awaitable[None]]

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from rayloop.clock import Clock
 from rayloop.logs import stage_logger
-from rayloop.serve.event_files import SHADOWS, day_folder, day_of
-from rayloop.serve.event_table import to_parquet
-from rayloop.serve.shadow import Pair
+from rayloop.serve.events.files import SHADOWS, day_folder, day_of
+from rayloop.serve.events.table import to_parquet
+from rayloop.serve.shadow.shadow import Pair
 from rayloop.storage import Storage
 
 log = stage_logger("serve")

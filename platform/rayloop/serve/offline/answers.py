@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rayloop.errors import Corrupt
 from rayloop.serve.engine import Engine, Probabilities
-from rayloop.serve.offline_pieces import Chunk
+from rayloop.serve.offline.pieces import Chunk
 from rayloop.storage import Storage
 
 COUNTS_KEY = b"rayloop"

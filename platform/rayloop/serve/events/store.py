@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayloop.errors import Corrupt, DataMissing, RequestError
-from rayloop.serve import event_files
-from rayloop.serve.event_files import EVENTS, SHADOWS, EventFile
-from rayloop.serve.event_table import SCHEMA, to_parquet
-from rayloop.serve.labels import delete_labels
+from rayloop.serve.events import files as event_files
+from rayloop.serve.events.files import EVENTS, SHADOWS, EventFile
+from rayloop.serve.events.labels import delete_labels
+from rayloop.serve.events.table import SCHEMA, to_parquet
 from rayloop.storage import Storage
 
 EVER = (date.min, date.max)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rayloop.errors import ConfigError, Corrupt
-from rayloop.serve.layout import BUCKETS, Layout, in_buckets, laid_out, relaid
+from rayloop.serve.traffic.layout import BUCKETS, Layout, in_buckets, laid_out, relaid
 
 VARIANT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,59}")
 VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,17}")

@@ -14,8 +14,8 @@ from rayloop.clock import Clock, iso_utc
 from rayloop.errors import ConfigError, RequestError
 from rayloop.registry.release import ReleaseRecord, load_release
 from rayloop.registry.store import CHALLENGER, CHAMPION, PREVIOUS, SHADOW, Registry
-from rayloop.serve.plan_store import PlanStore, StalePlan
-from rayloop.serve.traffic import LowConfidence, PlannedVariant, TrafficPlan, plan_of, single
+from rayloop.serve.traffic.plan import LowConfidence, PlannedVariant, TrafficPlan, plan_of, single
+from rayloop.serve.traffic.store import PlanStore, StalePlan
 from rayloop.storage import Storage
 
 

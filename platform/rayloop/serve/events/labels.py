@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from rayloop.clock import Clock
 from rayloop.errors import DataMissing, RequestError
-from rayloop.serve.event_files import LABELS, day_folder, days
+from rayloop.serve.events.files import LABELS, day_folder, days
 from rayloop.storage import Storage
 
 KEY = ("prediction_id", "row")

@@ -1,0 +1,1 @@
+"""A dataset or a folder and a version -> the answers the server would give, in files."""

@@ -1,0 +1,1 @@
+"""Copies of answered requests -> how a version that answers nobody compares."""
