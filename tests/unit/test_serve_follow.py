@@ -16,7 +16,7 @@ from rayloop.serve.assemble import make_service, make_variant
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.repository import Repository
-from rayloop.serve.service import ByHand
+from rayloop.serve.shelf import ByHand
 from rayloop.serve.snapshot import snapshot
 from rayloop.serve.traffic.confidence import BURST_ROWS, FallbackCap, doubtful_rows
 from rayloop.serve.traffic.follow import PlanFollower

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from typing import Any
+from typing import Any, Literal
 
 import rich
 from rich.table import Table
@@ -65,7 +65,7 @@ def show(tables: list[Document]) -> None:
 
 SHORT = {
     "planned_share": "share",
-    "measured_share": "measured",
+    "measured_share": "found",
     "requests_per_s": "req/s",
     "error_share": "errors",
     "p50_ms": "p50 ms",
@@ -82,7 +82,16 @@ SHORT = {
 
 
 def _print(rows: list[Document]) -> None:
-    table = Table(*(SHORT.get(name, name) for name in rows[0]))
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name, value in rows[0].items():
+        side: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
+        table.add_column(SHORT.get(name, name), justify=side, no_wrap=True)
     for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        table.add_row(*(_shown(value) for value in row.values()))
     rich.print(table)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

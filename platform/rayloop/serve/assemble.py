@@ -13,9 +13,12 @@ from rayloop.errors import Corrupt
 from rayloop.registry.store import CHAMPION
 from rayloop.serve.batcher import Batcher
 from rayloop.serve.engine import Engine
+from rayloop.serve.events.memory import Memory
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.service import Memory, ModelService, Shelf, Variant
+from rayloop.serve.service import ModelService
+from rayloop.serve.shelf import Shelf
 from rayloop.serve.traffic.plan import single
+from rayloop.serve.variant import Variant
 
 GOLDEN_TOLERANCE = 0.02
 """Largest difference of a golden probability (0..1). On the kind of CPU that exported the model it

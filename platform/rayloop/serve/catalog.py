@@ -10,8 +10,9 @@ from rayloop.serve.exposition import exposition
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import config_document, model_document, server_document
 from rayloop.serve.repository import Repository
-from rayloop.serve.service import ModelService, Variant, not_loaded
+from rayloop.serve.service import ModelService, not_loaded
 from rayloop.serve.statistics import merged
+from rayloop.serve.variant import Variant
 
 Document = dict[str, Any]
 Gather = Callable[[], Awaitable[list[list[Document]]]]

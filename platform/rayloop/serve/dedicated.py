@@ -26,7 +26,7 @@ from rayloop.serve.assemble import make_variant
 from rayloop.serve.engine import Engine
 from rayloop.serve.load import RegistryShelf, load_engine, notes_folder, spec_of
 from rayloop.serve.options import failure_reason
-from rayloop.serve.service import Variant
+from rayloop.serve.variant import Variant
 from rayloop.storage import Storage
 
 Images = NDArray[np.uint8]

@@ -32,7 +32,8 @@ from rayloop.serve.reply import (
     who_answered_parameters,
 )
 from rayloop.serve.routes import Action, Route, find_route
-from rayloop.serve.service import ModelService, Prediction, not_loaded
+from rayloop.serve.service import ModelService, not_loaded
+from rayloop.serve.variant import Prediction
 
 INFLATING_AT_ONCE = 2
 """Compressed bodies that may be inflated at the same time, so that bombs cannot add up."""

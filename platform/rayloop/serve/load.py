@@ -16,13 +16,15 @@ from rayloop.serve.engine import Engine, OnnxEngine, warm_up_sizes
 from rayloop.serve.events.embedding import Embedder
 from rayloop.serve.events.recorder import Recorder
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.service import ByHand, ModelService, Variant
+from rayloop.serve.service import ModelService
 from rayloop.serve.shadow.pair_log import PairLog
 from rayloop.serve.shadow.process import ShadowProcess
 from rayloop.serve.shadow.shadow import Shadow
+from rayloop.serve.shelf import ByHand
 from rayloop.serve.traffic.plan import TrafficPlan
 from rayloop.serve.traffic.steer import Steering
 from rayloop.serve.traffic.store import PlanStore
+from rayloop.serve.variant import Variant
 from rayloop.storage import Storage
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from rayloop.serve.batcher import DeadlinePassed, QueueFull, Stopping
 from rayloop.serve.body import Message
 from rayloop.serve.execution import EngineFailed
 from rayloop.serve.protocol.error import ProtocolError
-from rayloop.serve.service import Prediction
 from rayloop.serve.uvicorn_cycle import write_at_once
+from rayloop.serve.variant import Prediction
 
 log = stage_logger("serve")
 

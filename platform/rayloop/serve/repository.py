@@ -13,8 +13,10 @@ from typing import Any
 from rayloop.errors import RequestError
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.request import malformed
-from rayloop.serve.service import ByHand, ModelService, Variant
+from rayloop.serve.service import ModelService
+from rayloop.serve.shelf import ByHand
 from rayloop.serve.traffic.plan import TrafficPlan
+from rayloop.serve.variant import Variant
 
 Document = dict[str, Any]
 Change = Callable[[str, str], Awaitable[None]]

@@ -1,173 +1,29 @@
 """Turn an image batch into a prediction: choose the variant, run its engine, note what happened."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayloop.clock import Clock
 from rayloop.config import ServeConfig
-from rayloop.serve.batcher import (
-    DEFAULT_PRIORITY,
-    Batcher,
-    DeadlinePassed,
-    RequestTimes,
-    still_there,
-)
+from rayloop.serve.batcher import DEFAULT_PRIORITY, DeadlinePassed, still_there
 from rayloop.serve.counts import VariantCounts, failure_reason_name
-from rayloop.serve.events.event import PredictionEvent, Verdict
+from rayloop.serve.events.event import Verdict
+from rayloop.serve.events.memory import Memory
 from rayloop.serve.execution import EngineFailed
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.shadow.shadow import Copy, Shadow
+from rayloop.serve.shelf import EmptyShelf, Shelf
 from rayloop.serve.traffic.plan import TrafficPlan
 from rayloop.serve.traffic.second_opinion import SecondOpinion, Settled
+from rayloop.serve.variant import Prediction, Variant
+from rayloop.serve.visit import Visit
 
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A model that is loaded, under a name, with the queue in front of it."""
-
-    name: str
-    spec: ModelSpec
-    batcher: Batcher
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What one request gets back."""
-
-    prediction_id: str
-
-    variant: Variant
-    """What the request was given to."""
-
-    probabilities: NDArray[np.float32]
-    """float32 [N, K]."""
-
-    decisions: tuple[Verdict, ...]
-    """What to do with each row."""
-
-    second: tuple[int, ...] = ()
-    """Rows that the fallback version answered."""
-
-    fallback: str = ""
-    """That version; empty where no row fell back."""
-
-    @property
-    def version(self) -> str:
-        """The version that answered: the fallback's, if all rows fell back."""
-        all_fell = len(self.second) == len(self.probabilities)
-        return self.fallback if all_fell else self.variant.spec.version
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ByHand:
-    """What clients loaded and unloaded beside the traffic plan."""
-
-    plan: int
-    """Number of the plan in force then; a later one loads again what it needs."""
-
-    loaded: tuple[str, ...] = ()
-    unloaded: tuple[str, ...] = ()
-
-
-class Shelf(Protocol):
-    """Where a replica finds the versions of its model."""
-
-    def published(self) -> list[str]:
-        """All versions that could be loaded, as numbers in text."""
-        ...
-
-    def load(self, version: str) -> Variant:
-        """A version, loaded, proven and warm.
-
-        Raises:
-            RequestError: There is no such version, or it is damaged.
-        """
-        ...
-
-    def release(self, version: str) -> None:
-        """Let go of what a version that was removed holds outside this process."""
-        ...
-
-    def shadow(self, version: str) -> Shadow:
-        """A version that gets copies of requests; it is loaded in a process of its own."""
-        ...
-
-    def newer_plan(self, number: int) -> TrafficPlan | None:
-        """The newest traffic plan after a number; None while there is none."""
-        ...
-
-    def remember(self, changes: "ByHand") -> None:
-        """Note what was loaded and unloaded by hand, for replicas that start later."""
-        ...
-
-
-class Memory(Protocol):
-    """What remembers predictions, and learns the truth about them later."""
-
-    @property
-    def writer(self) -> str:
-        """The 16 hexadecimal digits that its prediction ids begin with."""
-        ...
-
-    def put(self, event: PredictionEvent) -> None:
-        """Take an event; never waits and never raises."""
-        ...
-
-    async def learn(self, body: bytes, class_names: Sequence[str]) -> dict[str, Any]:
-        """Take the truth about a prediction, as the body of `POST /feedback` has it.
-
-        Raises:
-            ProtocolError: It is malformed, unknown, or contradicts what was said before.
-        """
-        ...
-
-    def counts(self) -> dict[str, int]:
-        """What became of the events."""
-        ...
-
-    def close(self) -> None:
-        """Write everything that was taken; blocks until it is done."""
-        ...
-
-
-class EmptyShelf:
-    """The shelf of a server that was given its model: nothing else can be loaded."""
-
-    def published(self) -> list[str]:
-        """Nothing."""
-        return []
-
-    def load(self, version: str) -> Variant:
-        """Refuse.
-
-        Raises:
-            ProtocolError: 404.
-        """
-        raise ProtocolError(404, f"Version {version!r} is in no registry this server knows.")
-
-    def release(self, version: str) -> None:
-        """Nothing to let go of."""
-
-    def shadow(self, version: str) -> Shadow:
-        """Refuse.
-
-        Raises:
-            ProtocolError: 404.
-        """
-        raise ProtocolError(404, f"Version {version!r} is in no registry this server knows.")
-
-    def newer_plan(self, number: int) -> TrafficPlan | None:
-        """None: the plan it was given stays."""
-        return None
-
-    def remember(self, changes: "ByHand") -> None:
-        """Nothing to note."""
+ACCEPTED: tuple[Verdict, ...] = ("accept",)
 
 
 class ModelService:
@@ -328,7 +184,7 @@ class ModelService:
         """
         prediction_id, plan, opinion = self._new_id(), self.plan, self.second_opinion
         variant = self.find(version) if version else self.variant_for(unit, prediction_id, forced)
-        visit = _Visit(variant, plan.number, unit, bool(forced or version), self._clock.monotonic())
+        visit = Visit(variant, plan.number, unit, bool(forced or version), self._clock.monotonic())
         try:
             first = await variant.batcher.submit(images, timeout_s, priority, gone, visit.times)
             doubtful = opinion.doubtful(first)
@@ -338,7 +194,7 @@ class ModelService:
                 queue = larger.batcher if larger else None
                 settled = await opinion.settle(queue, images, first, doubtful, left_s, priority)
             else:
-                settled = Settled(first, ACCEPTED if len(first) == 1 else ACCEPTED * len(first))
+                settled = Settled(first, ACCEPTED * len(first))
         except BaseException as error:
             self._failed(visit, prediction_id, images, error)
             raise
@@ -373,7 +229,7 @@ class ModelService:
 
     def _answered(
         self,
-        visit: "_Visit",
+        visit: Visit,
         prediction: Prediction,
         images: NDArray[np.uint8],
         first: NDArray[np.float32],
@@ -392,23 +248,16 @@ class ModelService:
             for shadow in self.shadows.values():
                 shadow.offer(copy)
         if self.memory is not None:
-            own = variant.spec.version
-            second = prediction.second
-            versions = (
-                tuple(prediction.fallback if row in second else own for row in range(len(images)))
-                if second
-                else ()
-            )
             self.memory.put(
                 visit.event(
                     prediction.prediction_id, now, latency_ms, 200, images,
-                    prediction.probabilities, prediction.decisions, versions,
+                    prediction.probabilities, prediction.decisions, prediction.versions,
                 )
             )  # fmt: skip
 
     def _failed(
         self,
-        visit: "_Visit",
+        visit: Visit,
         prediction_id: str,
         images: NDArray[np.uint8],
         error: BaseException,
@@ -422,51 +271,6 @@ class ModelService:
         if self.memory is not None and isinstance(error, EngineFailed | DeadlinePassed):
             now = self._clock.now()
             self.memory.put(visit.event(prediction_id, now, seconds * 1000, status, images))
-
-
-ACCEPTED: tuple[Verdict, ...] = ("accept",)
-
-
-class _Visit:
-    """A request between its assignment and its answer."""
-
-    __slots__ = ("forced", "plan", "start", "times", "unit", "variant")
-
-    def __init__(self, variant: Variant, plan: int, unit: str, forced: bool, start: float) -> None:
-        self.variant, self.plan, self.unit, self.forced = variant, plan, unit, forced
-        self.start = start
-        self.times = RequestTimes()
-
-    def event(
-        self,
-        prediction_id: str,
-        now: float,
-        latency_ms: float,
-        status: int,
-        images: NDArray[np.uint8],
-        probabilities: NDArray[np.float32] | None = None,
-        decisions: tuple[Verdict, ...] = (),
-        versions: tuple[str, ...] = (),
-    ) -> PredictionEvent:
-        variant, times = self.variant, self.times
-        return PredictionEvent(
-            prediction_id=prediction_id,
-            time=now,
-            model=variant.spec.model,
-            plan=self.plan,
-            unit=self.unit,
-            variant=variant.name,
-            assigned_version=variant.spec.version,
-            forced=self.forced,
-            status=status,
-            images=images,
-            probabilities=probabilities,
-            decisions=decisions,
-            versions=versions,
-            latency_ms=latency_ms,
-            queue_ms=times.queue_ms,
-            engine_ms=times.engine_ms,
-        )
 
 
 def not_loaded(spec: ModelSpec) -> ProtocolError:
