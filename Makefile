@@ -47,7 +47,7 @@ fix: setup ## let ruff format and mend what it can
 	@$(BIN)/ruff format .
 
 bench: setup ## run benchmarks/ and write the result files
-	@for script in benchmarks/*.py benchmarks/serving/all.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for script in benchmarks/*.py benchmarks/serving/all.py benchmarks/serving/versions.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 lock: setup ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-header --no-annotate --upgrade -o requirements.lock pyproject.toml

@@ -12,6 +12,7 @@ replica follows.
 """
 
 import argparse
+import datetime
 import hashlib
 import os
 import statistics
@@ -23,7 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from common import check_answers, demo_model, keep, noise, order, parser, prepare, say
+from common import (
+    HERE,
+    check_answers,
+    demo_model,
+    keep,
+    machine,
+    mean_and_spread,
+    noise,
+    order,
+    parser,
+    prepare,
+    say,
+)
 from load import closed, open_loop, poisson
 from servers import Model, Running, serving
 
@@ -178,12 +191,59 @@ def measure(arguments: argparse.Namespace, model: Model) -> dict[str, list[dict[
     return {"rayloop": [result]}
 
 
+CLAIMS = (
+    ("three_per_one", "throughput of three versions (0.8, 0.1, 0.1) / of one", ">= 0.95"),
+    ("three_per_one_cpu", "server CPU time a request, three versions / one", ""),
+    ("events_per_none", "throughput with events / without", ">= 0.97"),
+    ("events_per_none_cpu", "server CPU time a request, with events / without", ""),
+    ("shadow_p99_per_none", "p99 with a shadow of all requests / without, half load", "<= 1.1"),
+)
+
+
+def page(result: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """The result file."""
+    where = machine()
+    lines = [
+        "# Versions in traffic: what they cost",
+        "",
+        f"{where['cores']} cores of {where['cpu']}, Linux {where['kernel']}, commit "
+        f"{where['commit']}, {where['utc']}. One replica of one engine thread; client and server "
+        f"share the cores. Ratios are of rounds of {arguments.seconds:g} s side by side in one "
+        "running server.",
+        "",
+        "| what | goal | median | mean ± standard deviation | n |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for key, what, goal in CLAIMS:
+        one = result[key]
+        spread = f"{one['mean']:.3f} ± {one['stdev']:.3f}"
+        lines.append(f"| {what} | {goal} | {one['median']:.3f} | {spread} | {one['n']} |")
+    changes = result["longest_change_s"]
+    lines.append(f"| a new plan in force in every replica, longest, s | <= 1 | {changes:.2f} | | |")
+    lines += [
+        "",
+        f"The shadow's rounds are open loop at {result['rate']:.0f} requests a second:",
+        "",
+    ]
+    for name, values in result["p99_ms"].items():
+        lines.append(f"- p99 in ms, {name}: {', '.join(f'{value:.1f}' for value in values)}")
+    rates = ", ".join(
+        f"{name} {mean_and_spread(values)}" for name, values in result["requests_per_s"].items()
+    )
+    lines += ["", f"Requests a second, closed loop with 16 connections: {rates}.", ""]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and keep."""
     flags = parser(__doc__, SERVERS, seconds=6.0)
+    today = datetime.date.today().isoformat()
+    flags.add_argument("--target", type=Path, default=HERE / f"VERSIONS_cpu_{today}.md")
     arguments = flags.parse_args()
     prepare()
-    keep(arguments.out, "versions", arguments, measure(arguments, demo_model(arguments.model)))
+    found = measure(arguments, demo_model(arguments.model))
+    keep(arguments.out, "versions", arguments, found)
+    arguments.target.write_text(page(found["rayloop"][0], arguments))
 
 
 if __name__ == "__main__":
