@@ -130,7 +130,7 @@ CANCELLED = _counter(
     "rayloop_cancelled_requests_total", "Requests whose client left before the answer.", VERSION
 )
 RETRIED = _counter(
-    "rayloop_retried_batches_total",
+    "rayloop_retried_requests_total",
     "Engine calls that raised and were made again, each request alone.",
     VERSION,
 )

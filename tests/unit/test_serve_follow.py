@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import ServeConfig
 from rayloop.errors import Corrupt
+from rayloop.serve import service as service_module
 from rayloop.serve.assemble import make_service, make_variant
+from rayloop.serve.load import load_service
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.spec import ModelSpec
 from rayloop.serve.repository import Repository
@@ -21,6 +23,8 @@ from rayloop.serve.snapshot import snapshot
 from rayloop.serve.traffic.confidence import BURST_ROWS, FallbackCap, doubtful_rows
 from rayloop.serve.traffic.follow import PlanFollower
 from rayloop.serve.traffic.plan import LowConfidence, PlannedVariant, TrafficPlan, plan_of, single
+from rayloop.serve.traffic.store import PlanStore
+from tests.releases import MODEL, register_all
 
 CONFIG = ServeConfig(max_batch_rows=8)
 SURE, UNSURE, UNSURE_TOO = 250, 130, 131
@@ -32,11 +36,12 @@ class Engine:
     def __init__(self, version: str) -> None:
         self.version = version
         self.rows = 0
-        self.fails = False
+        self.fails = self.entered = False
         self.door = threading.Event()
         self.door.set()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
+        self.entered = True
         assert self.door.wait(20)
         if self.fails:
             raise ValueError("no")
@@ -168,12 +173,18 @@ def test_a_plan_is_followed_and_the_way_back_needs_no_load() -> None:
         await replica.follower.look()
         assert {(await replica.ask(SURE)).version for _ in range(20)} == {"2"}
         assert service.versions == ("1", "2")  # of the plan before
-        assert shelf.shadows[0].closed
+        while not shelf.shadows[0].closed:
+            await asyncio.sleep(0)
         replica.plan(("champion", "1", 1.0))
         await replica.follower.look()
         replica.plan(("champion", "1", 0.9), ("version-4", "4", 0.1))
         await replica.follower.look()
-        assert service.versions == ("1", "4")  # nobody needs version 2 any more
+        assert service.versions == ("1", "2", "4")  # the way back to version 2 is open still
+        replica.plan(("champion", "4", 1.0))
+        await replica.follower.look()
+        assert service.versions == ("1", "4")
+        while not shelf.released:
+            await asyncio.sleep(0)
         assert shelf.released == ["2"]
         assert shelf.loads == {"2": 1, "4": 1}
         assert [event.plan for event in replica.memory.events] == [2] * 100 + [3] * 20
@@ -200,8 +211,11 @@ def test_a_plan_that_cannot_be_put_in_force_changes_nothing_and_is_tried_again()
         assert (replica.service.plan.number, replica.follower.refused) == (3, 0)
         replica.shelf.broken = True
         await replica.follower.look()
-        assert replica.service.plan.number == 3
+        assert (replica.service.plan.number, replica.follower.refused) == (3, 0)
         assert "the disk is gone" in replica.follower.reason
+        replica.shelf.broken = False
+        await replica.follower.look()
+        assert replica.follower.reason == ""
 
     run(talk)
 
@@ -222,6 +236,8 @@ def test_requests_under_way_end_in_the_version_they_began_with() -> None:
         replica.engine.door.set()
         assert {answer.version for answer in await asyncio.gather(*waiting)} == {"1"}
         await following
+        while replica.shelf.released != ["1"]:
+            await asyncio.sleep(0)
         assert replica.service.versions == ("2", "3")
 
     run(talk)
@@ -358,3 +374,68 @@ def test_two_names_of_one_version_share_its_engine() -> None:
 def test_the_default_plan_says_what_was_the_rule_before() -> None:
     plan = single("m", "champion", "1")
     assert (plan.low_confidence.below, plan.low_confidence.fallback) == (0.7, "")
+
+
+def test_a_replica_starts_with_what_it_can_load(tmp_path) -> None:
+    storage = register_all(tmp_path, 4)
+    plans = PlanStore(storage, MODEL)
+    first = single(MODEL, "champion", "1")
+    low = LowConfidence(fallback="3")
+    second = plan_of(
+        MODEL, (PlannedVariant(name="champion", version="2", share=1.0),), first,
+        low_confidence=low,
+    )  # fmt: skip
+    for plan in (first, second):
+        plans.put(plan)
+    note = {"plan": 2, "loaded": ["4"], "unloaded": []}
+    storage.write_json(f"serving/d/{MODEL}.json", note)
+
+    def start() -> tuple[int, tuple[str, ...]]:
+        async def main() -> tuple[int, tuple[str, ...]]:
+            service = load_service(storage, MODEL, CONFIG, deployment="d")
+            found = service.plan.number, service.versions
+            await service.close()
+            return found
+
+        return asyncio.run(main())
+
+    assert start() == (2, ("2", "3", "4"))
+    for version in ("3", "4"):  # a fallback, and one that was loaded by hand
+        storage.write(f"models/{MODEL}/{version}/model.onnx", b"damaged")
+    assert start() == (2, ("2",))
+    storage.write(f"models/{MODEL}/2/model.onnx", b"damaged")
+    assert start() == (1, ("1",))
+    storage.write("traffic/classifier/000002.json", b"{")
+    assert start() == (1, ("1",))
+    storage.write(f"models/{MODEL}/1/model.onnx", b"damaged")
+    with pytest.raises(Corrupt):
+        start()
+
+
+def test_a_live_version_is_not_compared_with_itself() -> None:
+    async def talk(replica: Replica) -> None:
+        replica.plan(("champion", "1", 0.5), ("challenger", "2", 0.5), shadows=("2",))
+        await replica.follower.look()
+        versions = Counter([(await replica.ask(SURE)).version for _ in range(100)])
+        assert len(replica.shelf.shadows[0].copies) == versions["1"]
+
+    run(talk)
+
+
+def test_an_engine_that_hangs_does_not_cost_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "FAREWELL_S", 0.2)
+
+    async def main() -> bool:
+        replica = Replica()
+        closed: list[bool] = []
+        replica.memory.close = lambda: closed.append(True)
+        replica.engine.door.clear()
+        waiting = asyncio.create_task(replica.ask(SURE))
+        while not replica.engine.entered:
+            await asyncio.sleep(0.001)
+        await replica.service.close()
+        replica.engine.door.set()
+        await waiting
+        return closed == [True]
+
+    assert asyncio.run(main())

@@ -315,6 +315,13 @@ def test_a_variant_can_be_forced_and_must_exist() -> None:
     assert "champion" in unknown.json()["error"]
 
 
+@pytest.mark.parametrize("unit", ["日本語", "Ünïcödé", "plain"])
+def test_a_unit_of_any_script_is_told_in_a_header(unit: str) -> None:
+    events: list = []
+    infer(headers={"x-rayloop-unit": unit}, events=events)
+    assert events[0].unit == unit
+
+
 def test_a_request_becomes_an_event() -> None:
     events: list = []
     reply = infer(headers={"x-rayloop-unit": "user-1"}, events=events)

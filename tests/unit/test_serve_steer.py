@@ -66,7 +66,7 @@ def test_from_the_first_plan_over_a_split_and_a_promotion_to_a_rollback(steering
 
     told = [(plan.number, plan.by, plan.why) for plan in steering.plans.history()]
     assert told == [
-        (1, "tester", "serve"),
+        (1, "tester", "serve @champion"),
         (2, "tester", "set champion=0.9 challenger=0.1"),
         (3, "tester", "promote"),
         (4, "tester", "rollback"),
@@ -79,7 +79,7 @@ def test_a_promotion_that_died_halfway_is_finished_by_the_next_one(
 ) -> None:
     steering.opening("@champion")
 
-    def dies(model: str) -> str:
+    def dies(model: str, version: str) -> str:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
@@ -143,6 +143,37 @@ def test_the_way_back_is_open_while_the_champion_is_damaged(steering, storage) -
     steering.promote()
     storage.write("models/classifier/2/model.onnx", b"damaged")
     assert steering.rollback().variants[0].version == "1"
+
+
+def test_a_damaged_shadow_or_fallback_does_not_bar_the_way_back(
+    steering, storage, registry
+) -> None:
+    steering.opening("@champion")
+    steering.promote()
+    low = LowConfidence(fallback="4")
+    steering.split({"champion": 1.0}, shadows=("3",), low_confidence=low)
+    for version in ("3", "4"):
+        storage.write(f"models/classifier/{version}/model.onnx", b"damaged")
+    back = steering.rollback()
+    assert (back.variants[0].version, back.shadows, back.low_confidence.fallback) == ("1", (), "")
+    assert "shadow" not in registry.aliases(MODEL)
+
+
+def test_a_damaged_plan_is_passed_over_and_the_next_change_counts_on(steering, storage) -> None:
+    steering.opening("@champion")
+    steering.split({"champion": 0.5, "challenger": 0.5})
+    storage.write("traffic/classifier/000002.json", b"{")
+    assert steering.current().number == 1
+    assert [plan.number for plan in steering.plans.history()] == [1]
+    assert steering.promote().number == 3
+    assert split_of(steering) == {"champion": ("2", 1.0)}
+
+
+def test_a_challenger_that_changed_meanwhile_stays_challenger(steering, registry) -> None:
+    steering.opening("@champion")
+    registry.move_alias(MODEL, "challenger", "3")
+    assert registry.promote(MODEL, "2") == "2"
+    assert registry.aliases(MODEL) == {"champion": "2", "challenger": "3", "previous": "1"}
 
 
 def test_two_changes_from_one_plan_are_one_change(steering, storage, registry) -> None:

@@ -83,9 +83,9 @@ def _models(_: argparse.Namespace, __: list[str]) -> list[dict[str, Any]]:
 
 def _deploy(chosen: argparse.Namespace, _: list[str]) -> list[dict[str, Any]] | None:
     model, reference = split_reference(chosen.model)
-    if servers(Storage(home()), chosen.url):
-        plan = traffic.steering(model).deploy(reference)
-        return traffic.followed(plan, chosen.url)
+    found = [s for s in servers(Storage(home()), chosen.url) if s.model == model]
+    if found:
+        return traffic.followed(traffic.steering(model, found).deploy(reference), found)
     _serve(model, reference, chosen.model)
     return None
 

@@ -27,6 +27,9 @@ class Server:
     url: str
     model: str
 
+    tracking_uri: str = ""
+    """Of its registry; empty means the database under the root."""
+
 
 def servers(storage: Storage, url: str = "") -> list[Server]:
     """Those that answer now.
@@ -41,17 +44,18 @@ def servers(storage: Storage, url: str = "") -> list[Server]:
     if url:
         replicas = ask(url)
         return [Server(url=url, model=replicas[0]["model"])]
-    found = []
+    found: dict[str, Server] = {}
     for name in storage.names(NOTES):
         path = f"{NOTES}/{name}/{NOTE}"
         if storage.exists(path):
             note = storage.read_json(path)
             try:
-                ask(note["url"])
+                model = ask(note["url"])[0]["model"]
             except RequestError:
                 continue  # it was killed, and its note stayed
-            found.append(Server(url=note["url"], model=note["model"]))
-    return found
+            uri = note.get("tracking_uri", "")
+            found[note["url"]] = Server(url=note["url"], model=model, tracking_uri=uri)
+    return list(found.values())
 
 
 def ask(url: str) -> list[Document]:

@@ -1,16 +1,19 @@
 """`rayloop traffic`, `promote`, `rollback` and `deploy`: which version answers whom."""
 
 import argparse
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rayloop.cli.running import servers, wait_in_force
+from rayloop.cli.running import Server, servers, wait_in_force
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
 from rayloop.errors import RequestError
 from rayloop.registry.store import open_registry
 from rayloop.serve.traffic.plan import LowConfidence, TrafficPlan
 from rayloop.serve.traffic.steer import Steering
+from rayloop.serve.traffic.store import PlanStore
 from rayloop.storage import Storage, home
 
 Rows = list[dict[str, Any]]
@@ -60,21 +63,28 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
 
 
-def steering(model: str) -> Steering:
-    """Changes of a model's traffic under the root of this environment."""
+def steering(model: str, found: Sequence[Server] = ()) -> Steering:
+    """Changes of a model's traffic under the root of this environment.
+
+    Args:
+        model: Name in the registry.
+        found: Servers that run; their registry is the one that counts.
+    """
     storage = Storage(home())
-    registry = open_registry(storage, RegistryConfig(), SYSTEM_CLOCK)
-    return Steering(storage, registry, model, SYSTEM_CLOCK)
+    uri = next((server.tracking_uri for server in found if server.tracking_uri), "")
+    config = RegistryConfig(tracking_uri=uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return Steering(storage, open_registry(storage, config, SYSTEM_CLOCK), model, SYSTEM_CLOCK)
 
 
-def run_traffic(chosen: argparse.Namespace, _: list[str]) -> Rows:
+def run_traffic(chosen: argparse.Namespace, __: list[str]) -> Rows:
     """`rayloop traffic`."""
-    steer = steering(chosen.model)
     if chosen.verb == "set":
-        return followed(_set(steer, chosen), chosen.url)
+        found = servers(Storage(home()), chosen.url)
+        return followed(_set(steering(chosen.model, found), chosen), found)
+    plans = PlanStore(Storage(home()), chosen.model)
     if chosen.verb == "history":
-        return [_line(plan) for plan in steer.plans.history()]
-    plan = steer.current()
+        return [_line(plan) for plan in plans.history()]
+    plan, _ = plans.newest_readable()
     if plan is None:
         raise RequestError(
             f"{chosen.model!r} has no traffic plan yet; serve it (make serve), or set one: rayloop "
@@ -85,22 +95,24 @@ def run_traffic(chosen: argparse.Namespace, _: list[str]) -> Rows:
 
 def run_promote(chosen: argparse.Namespace, _: list[str]) -> Rows:
     """`rayloop promote`."""
-    return followed(steering(chosen.model).promote(), chosen.url)
+    found = servers(Storage(home()), chosen.url)
+    return followed(steering(chosen.model, found).promote(), found)
 
 
 def run_rollback(chosen: argparse.Namespace, _: list[str]) -> Rows:
     """`rayloop rollback`."""
-    return followed(steering(chosen.model).rollback(), chosen.url)
+    found = servers(Storage(home()), chosen.url)
+    return followed(steering(chosen.model, found).rollback(), found)
 
 
-def followed(plan: TrafficPlan, url: str) -> Rows:
-    """The plan's table, once it is in force in every replica of every server that runs.
+def followed(plan: TrafficPlan, found: Sequence[Server]) -> Rows:
+    """The plan's table, once it is in force in every replica of some servers.
 
     Raises:
         RequestError: A replica does not follow.
     """
     rows = table(plan)
-    for server in servers(Storage(home()), url):
+    for server in found:
         if server.model == plan.model:
             told = wait_in_force(server.url, plan.number)
             for row in rows:
@@ -155,13 +167,13 @@ def _set(steer: Steering, chosen: argparse.Namespace) -> TrafficPlan:
         "max_share": chosen.max_fallback_share,
         "fallback": "" if chosen.no_fallback else chosen.fallback,
     }
-    changed = replace(low, **{k: value for k, value in changes.items() if value is not None})
+    told = {name: value for name, value in changes.items() if value is not None}
     return steer.split(
         shares_of(chosen.shares),
         shadows=shadows,
-        low_confidence=changed,
+        low_confidence=replace(low, **told) if told else None,
         salt=chosen.salt,
-        base=chosen.base,
+        base=current.number if told and current and chosen.base is None else chosen.base,
         why=chosen.why,
     )
 

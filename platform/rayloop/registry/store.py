@@ -155,17 +155,29 @@ class Registry:
         with exclusive(self._storage, "registry"):
             self._move(model, alias, version)
 
-    def promote(self, model: str) -> str:
+    def promote(self, model: str, version: str = "") -> str:
         """Make the challenger champion and the champion `previous`; returns the new champion.
+
+        Args:
+            model: Name in the registry.
+            version: What the challenger was when this was decided; a challenger that has changed
+                since stays challenger. Empty means whatever it is now.
 
         Raises:
             DataMissing: There is no challenger.
         """
         with exclusive(self._storage, "registry"):
-            version = self.resolve(model, f"@{CHALLENGER}")
-            self._move(model, CHAMPION, version)
-            self._client.delete_registered_model_alias(model, CHALLENGER)
-        return version
+            challenger = self.resolve(model, f"@{CHALLENGER}")
+            self._move(model, CHAMPION, version or challenger)
+            if version in ("", challenger):
+                self._client.delete_registered_model_alias(model, CHALLENGER)
+        return version or challenger
+
+    def remove_alias(self, model: str, alias: Alias) -> None:
+        """Let an alias point nowhere; nothing happens when it does already."""
+        with exclusive(self._storage, "registry"):
+            if alias in self.aliases(model):
+                self._client.delete_registered_model_alias(model, alias)
 
     def rollback(self, model: str) -> str:
         """Make the previous champion champion again; returns its version.

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from ray.serve import Application
 
 from rayloop import logs
 from rayloop.clock import SYSTEM_CLOCK
-from rayloop.config import EventsConfig, RegistryConfig, ServeConfig
+from rayloop.config import EventsConfig, RegistryConfig, ServeConfig, digest_of
 from rayloop.serve.catalog import Catalog, Document
 from rayloop.serve.events.recorder import Recorder
 from rayloop.serve.grpc_app import GrpcApp
@@ -105,8 +104,8 @@ class Classifier:
         return [await self.own_snapshot()]
 
     async def _all_snapshots(self) -> list[Document]:
-        asked = _replicas().broadcast("own_snapshot")
-        with contextlib.suppress(TimeoutError, RuntimeError):
+        with contextlib.suppress(Exception):  # this replica can always tell of itself
+            asked = _replicas().broadcast("own_snapshot")
             found = await asked.results_async(timeout_s=OTHERS_S, return_exceptions=True)
             others = {one["replica"]: one for one in found if isinstance(one, dict)}
             return list((others | {self._replica: await self.own_snapshot()}).values())
@@ -157,7 +156,8 @@ def build_app(
         model: Name in the registry; empty means `registry.model`.
         version: The champion leaves the plan in force as it is, but for aliases that have moved;
             another `@alias` or `:number` is given all traffic.
-        deployment: Names what its replicas remember together; made up when it is empty.
+        deployment: Names what its replicas remember together; empty for a name that an update of
+            the same application keeps.
         events: What is remembered of predictions; None for the defaults.
 
     Raises:
@@ -168,7 +168,7 @@ def build_app(
 
     storage, name = Storage(home), model or registry.model
     steering(storage, registry, name).opening(version)
-    remembered = deployment or secrets.token_hex(8)
+    remembered = deployment or digest_of([home, name])[:16]
     return application(
         config,
         partial(
@@ -188,8 +188,8 @@ async def _tell_replicas(verb: str, version: str) -> None:
 
 
 async def _flush_others(prediction_id: str) -> None:
-    asked = _replicas().broadcast("flush_events", prediction_id)
-    with contextlib.suppress(TimeoutError, RuntimeError):
+    with contextlib.suppress(Exception):  # then the prediction stays unknown for a moment
+        asked = _replicas().broadcast("flush_events", prediction_id)
         await asked.results_async(timeout_s=OTHERS_S, return_exceptions=True)
 
 

@@ -55,6 +55,14 @@ class Call:
         value = self._headers.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def text_header(self, name: bytes) -> str:
+        """A header of any text: UTF-8 where it is that, else Latin-1; empty without it."""
+        value = self._headers.get(name, b"")
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.decode("latin-1")
+
     def gone(self) -> bool:
         """Whether the client has closed its connection.
 

@@ -33,6 +33,9 @@ Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 
 LOOK_S = 0.1
+CLAIM_S = 60.0
+"""A replica that says it deploys a version, of which nothing is seen for so long, is gone."""
+
 FAREWELL_S = 30.0
 """Time in which a replica that is slower than this one may still need a version that went."""
 
@@ -116,11 +119,15 @@ class DedicatedShelf(RegistryShelf):
         """
         spec = spec_of(read_record(self._storage, self._model, version))
         name = self._app_name(version)
-        while not self._is_up(name):
-            if self._storage.create(self._claim(version), b"{}\n"):
+        claimed_at = time.monotonic()
+        while (status := _status(name)) != ApplicationStatus.RUNNING:
+            absent = status in (None, ApplicationStatus.DEPLOY_FAILED)
+            if absent and self._storage.create(self._claim(version), b"{}\n"):
                 self._deploy(name, version)
-            else:
-                time.sleep(LOOK_S)
+            elif absent and time.monotonic() - claimed_at > CLAIM_S:
+                self._storage.remove(self._claim(version))  # whoever made it is gone
+                claimed_at = time.monotonic()
+            time.sleep(LOOK_S)
         handle = serve.get_app_handle(name)
         engine = RemoteEngine(handle, self._loop, self._config.default_timeout_ms / 1000)
         return make_variant(f"version-{version}", engine, spec, self._config)
@@ -138,17 +145,14 @@ class DedicatedShelf(RegistryShelf):
         """A file that the replica which deploys a version makes; nobody else does then."""
         return f"{notes_folder(self._deployment)}/deploying-{version}.json"
 
-    def _is_up(self, name: str) -> bool:
-        app = serve.status().applications.get(name)
-        return app is not None and app.status == ApplicationStatus.RUNNING
-
     def _deploy(self, name: str, version: str) -> None:
         config = self._config
         free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        if config.cpus_per_replica > free:
+        wanted = config.cpus_per_replica * config.max_replicas
+        if wanted > free:
             self._storage.remove(self._claim(version))
             raise DoesNotFit(
-                f"Version {version} needs {config.cpus_per_replica} CPUs for a deployment of its "
+                f"Version {version} needs {wanted} CPUs for a deployment of its "
                 f"own (serve.placement=dedicated); {free:g} are free. Offer more with "
                 "--cluster.num_cpus, or use --serve.placement colocated."
             )
@@ -166,12 +170,9 @@ class DedicatedShelf(RegistryShelf):
         try:
             serve.run(app, name=name, route_prefix=None, logging_config=QUIET)
         except RuntimeError as error:
-            told = serve.status().applications.get(name)
-            reports = (
-                [told.message, *(d.message for d in told.deployments.values())] if told else []
-            )
+            report = _report(name) or str(error)
             serve.delete(name)
-            raise Corrupt(failure_reason("\n".join(reports) or str(error))) from error
+            raise Corrupt(failure_reason(report)) from error
         finally:
             self._storage.remove(self._claim(version))
 
@@ -181,6 +182,11 @@ class DedicatedShelf(RegistryShelf):
         if version not in needed:
             with contextlib.suppress(Exception):  # another replica did it, or Serve ends
                 serve.delete(self._app_name(version), _blocking=False)
+
+
+def _status(name: str) -> ApplicationStatus | None:
+    app = serve.status().applications.get(name)
+    return None if app is None else app.status
 
 
 def _report(name: str) -> str:

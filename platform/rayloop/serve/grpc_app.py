@@ -160,7 +160,7 @@ class GrpcApp:
             )
         response = infer_response(
             prediction.probabilities,
-            prediction.variant.spec,
+            prediction.spec,
             request.request_id,
             request.output,
             who_answered_parameters(prediction),

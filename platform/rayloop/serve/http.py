@@ -197,7 +197,7 @@ class InferenceApp:
         prediction = await self._run(call, request.images, request.schedule, route.version)
         content, head_bytes = infer_answer(
             prediction.probabilities,
-            prediction.variant.spec,
+            prediction.spec,
             request.request_id,
             request.output,
             who_answered_parameters(prediction),
@@ -224,7 +224,7 @@ class InferenceApp:
     ) -> Prediction:
         return await self._service.predict(
             images,
-            unit=call.header(b"x-rayloop-unit") or schedule.unit,
+            unit=call.text_header(b"x-rayloop-unit") or schedule.unit,
             forced=call.header(b"x-rayloop-variant") or schedule.variant,
             timeout_s=call.left_s(schedule.timeout_s),
             version=version,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import EventsConfig, RegistryConfig, ServeConfig, to_dict
-from rayloop.errors import Corrupt, DataMissing, RequestError
+from rayloop.errors import Corrupt, DataMissing
 from rayloop.logs import stage_logger
 from rayloop.registry.release import RECORD_FILE, ReleaseRecord, load_release, release_folder
 from rayloop.registry.store import open_registry
@@ -65,11 +65,10 @@ def load_service(
             reproduced here.
     """
     shelf = shelf_of(storage, model, config, deployment)
-    by_hand = shelf.remembered()
-    plan, loaded = newest_that_loads(PlanStore(storage, model), shelf.load, by_hand)
-    for version in by_hand.loaded if by_hand else ():
-        if version not in loaded:
-            loaded[version] = shelf.load(version)
+    by_hand = shelf.remembered() or ByHand(plan=0)
+    plan, loaded = newest_that_loads(PlanStore(storage, model), shelf.load)
+    wanted = {*plan.live_versions, *by_hand.loaded} - set(loaded)
+    loaded |= whatever_loads(sorted(wanted, key=int), shelf.load)
     memory = None
     writer = secrets.token_hex(8)
     if events is not None and events.enabled:
@@ -78,7 +77,7 @@ def load_service(
     service = ModelService(
         loaded.values(), plan, config, SYSTEM_CLOCK, prediction_ids(writer), memory, shelf
     )
-    for version in by_hand.unloaded if by_hand and by_hand.plan == plan.number else ():
+    for version in by_hand.unloaded if by_hand.plan == plan.number else ():
         service.drop(version)
     service.shadows.update({version: shelf.shadow(version) for version in plan.shadows})
     return service
@@ -94,25 +93,40 @@ def shelf_of(storage: Storage, model: str, config: ServeConfig, deployment: str)
 
 
 def newest_that_loads(
-    plans: PlanStore, load: Callable[[str], Variant], by_hand: ByHand | None = None
+    plans: PlanStore, load: Callable[[str], Variant]
 ) -> tuple[TrafficPlan, dict[str, Variant]]:
-    """The newest plan all of whose versions can be loaded, and these versions.
+    """The newest plan whose answering versions can all be loaded, and these versions.
+
+    A fallback and variants without a share are not among them: without those requests are still
+    answered.
 
     Raises:
-        RequestError: No plan can; the newest one's reason.
+        RayloopError: No plan can; the newest one's reason.
     """
-    reason: RequestError = DataMissing(
+    reason: Exception = DataMissing(
         f"There is no traffic plan for {plans.model!r}; set one: rayloop traffic set champion=1"
     )
     numbers = plans.numbers()
     for number in reversed(numbers):
         try:
             plan = plans.read(number)
-            return plan, {version: load(version) for version in plan.live_versions}
-        except RequestError as error:
+            needed = dict.fromkeys(v.version for v in plan.variants if v.share > 0)
+            return plan, {version: load(version) for version in needed}
+        except Exception as error:  # whatever is wrong with this plan, an older one may serve
             log.error("traffic plan %d of %s stays out: %s", number, plans.model, error)
             reason = error if number == numbers[-1] else reason
     raise reason
+
+
+def whatever_loads(versions: list[str], load: Callable[[str], Variant]) -> dict[str, Variant]:
+    """Those of some versions that can be loaded; the others are told in the log."""
+    found = {}
+    for version in versions:
+        try:
+            found[version] = load(version)
+        except Exception as error:  # a version that is a help must not keep the rest from serving
+            log.error("version %s stays out: %s", version, error)
+    return found
 
 
 def load_engine(
@@ -273,12 +287,3 @@ def steering(storage: Storage, registry: RegistryConfig, model: str) -> Steering
     """What changes a model's traffic."""
     opened = open_registry(storage, registry, SYSTEM_CLOCK)
     return Steering(storage, opened, model or registry.model, SYSTEM_CLOCK)
-
-
-def resolve_version(storage: Storage, registry: RegistryConfig, model: str, version: str) -> str:
-    """The exact version behind `@alias` or `:number`.
-
-    Raises:
-        DataMissing: There is none.
-    """
-    return open_registry(storage, registry, SYSTEM_CLOCK).resolve(model, version)

@@ -7,7 +7,7 @@ that start later read what is wanted from the storage. A traffic plan each repli
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from rayloop.errors import RequestError
@@ -50,6 +50,8 @@ class Repository:
         planned = set(service.plan.live_versions)
         self._loaded = set(service.versions) - planned
         self._unloaded = planned - set(service.versions)
+        self._way_back: tuple[str, ...] = ()
+        self._working: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
 
     async def index(self, ready_only: bool) -> list[Document]:
@@ -108,44 +110,68 @@ class Repository:
                 if version in self._service.versions:
                     self._unloaded.add(version)
                 self._loaded.discard(version)
-                await self._service.remove(version)
-                return
-            if version not in self._service.versions:
-                self._service.add(await self._load(version))
-            self._unloaded.discard(version)
-            if version not in self._service.plan.live_versions:
-                self._loaded.add(version)
+                gone = self._service.drop(version)
+            else:
+                gone = None
+                await self._take_in(version)
+                self._unloaded.discard(version)
+                if version not in self._service.plan.live_versions:
+                    self._loaded.add(version)
+        if gone is not None:
+            await self._service.let_go(gone)
 
     async def follow(self, plan: TrafficPlan) -> None:
         """Put a traffic plan in force here: what it needs is loaded first, then it takes over.
 
-        The versions of the plan before stay loaded, so that the way back needs no load; what
-        neither needs, and nobody loaded by hand, goes.
+        The versions that answered before stay loaded, so that the way back needs no load; what
+        neither needs, and nobody loaded by hand, goes. Nothing of that is waited for.
 
         Raises:
             ProtocolError: A version cannot be loaded; nothing has changed.
         """
-        async with self._changing:
-            service, before = self._service, self._service.plan
-            missing = [v for v in plan.live_versions if v not in service.versions]
-            found = [await self._load(version) for version in missing]
-            for variant in found:
-                service.add(variant)
-            service.follow(plan)
-            self._unloaded.clear()
-            await self._change_shadows(plan)
-            kept = {*plan.live_versions, *before.live_versions, *self._loaded}
-            for version in set(service.versions) - kept:
-                await service.remove(version)
+        service, before = self._service, self._service.plan
+        taken_in: list[str] = []
+        try:
+            while missing := [v for v in plan.live_versions if v not in service.versions]:
+                await self._take_in(missing[0])
+                taken_in.append(missing[0])
+        except Exception:
+            for version in taken_in:
+                self._let_go_later(version)
+            raise
+        service.follow(plan)
+        self._unloaded.clear()
+        if set(before.live_versions) - set(plan.live_versions):
+            self._way_back = before.live_versions
+        self._change_shadows(plan)
+        kept = {*plan.live_versions, *self._way_back, *self._loaded}
+        for version in set(service.versions) - kept:
+            self._let_go_later(version)
 
-    async def _change_shadows(self, plan: TrafficPlan) -> None:
+    async def _take_in(self, version: str) -> None:
+        """Load a version, unless it is there, or comes while this one is loaded."""
+        if version not in self._service.versions:
+            loaded = await self._load(version)
+            if version not in self._service.versions:
+                self._service.add(loaded)
+
+    def _let_go_later(self, version: str) -> None:
+        variant = self._service.drop(version)
+        if variant is not None:
+            self._in_background(self._service.let_go(variant))
+
+    def _change_shadows(self, plan: TrafficPlan) -> None:
         shadows = self._service.shadows
-        gone = [shadows.pop(version) for version in set(shadows) - set(plan.shadows)]
+        for version in set(shadows) - set(plan.shadows):
+            self._in_background(asyncio.to_thread(shadows.pop(version).close))
         for version in plan.shadows:
             if version not in shadows:
                 shadows[version] = self._shelf.shadow(version)
-        for shadow in gone:
-            await asyncio.to_thread(shadow.close)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
 
     async def _load(self, version: str) -> Variant:
         try:

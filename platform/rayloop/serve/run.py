@@ -77,7 +77,11 @@ def serving(
     app = build_app(config, registry, home, model, version, deployment, events)
     try:
         with running(app, config.host, port, config.grpc_port) as url:
-            note = {"url": url, "model": model or registry.model}
+            note = {
+                "url": url,
+                "model": model or registry.model,
+                "tracking_uri": registry.tracking_uri,
+            }
             storage.write_json(f"{notes_folder(deployment)}/server.json", note)
             yield url
     finally:

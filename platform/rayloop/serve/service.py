@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rayloop.clock import Clock
 from rayloop.config import ServeConfig
+from rayloop.logs import stage_logger
 from rayloop.serve.batcher import DEFAULT_PRIORITY, DeadlinePassed, still_there
 from rayloop.serve.counts import VariantCounts, failure_reason_name
 from rayloop.serve.events.event import Verdict
@@ -22,6 +23,11 @@ from rayloop.serve.traffic.plan import TrafficPlan
 from rayloop.serve.traffic.second_opinion import SecondOpinion, Settled
 from rayloop.serve.variant import Prediction, Variant
 from rayloop.serve.visit import Visit
+
+log = stage_logger("serve")
+
+FAREWELL_S = 10.0
+"""Longest time in which engines may end what they do."""
 
 ACCEPTED: tuple[Verdict, ...] = ("accept",)
 
@@ -79,8 +85,10 @@ class ModelService:
 
     @property
     def wait_s(self) -> float:
-        """Seconds before even an urgent request could be done, at the version with least to do."""
-        return min((v.batcher.wait_s() for v in self._loaded.values()), default=0.0)
+        """Seconds before even an urgent request could be done, where least has to be done."""
+        answering = {v.version for v in self.plan.variants if v.share > 0}
+        live = [v for version, v in self._loaded.items() if version in answering]
+        return min((variant.batcher.wait_s() for variant in live), default=0.0)
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -99,7 +107,8 @@ class ModelService:
             ProtocolError: 404, it is not loaded; 503, the default one is not.
         """
         if not version:
-            variant = self._variants.get(self.plan.variants[0].name)
+            answering = next(planned for planned in self.plan.variants if planned.share > 0)
+            variant = self._variants.get(answering.name)
             if variant is None:
                 raise not_loaded(self.spec)
             return variant
@@ -120,8 +129,12 @@ class ModelService:
         """Let go of a version: what was accepted is still answered, then its memory is freed."""
         variant = self.drop(version)
         if variant is not None:
-            await variant.batcher.drain()
-            self.shelf.release(version)
+            await self.let_go(variant)
+
+    async def let_go(self, variant: Variant) -> None:
+        """Let a version that was taken out end: what waits in it is answered first."""
+        await variant.batcher.drain()
+        self.shelf.release(variant.spec.version)
 
     def drop(self, version: str) -> Variant | None:
         """Take a version out of what answers; None when it was not there."""
@@ -192,7 +205,9 @@ class ModelService:
                 left_s = timeout_s - (self._clock.monotonic() - visit.start)
                 larger = None if version else self._loaded.get(plan.low_confidence.fallback)
                 queue = larger.batcher if larger else None
-                settled = await opinion.settle(queue, images, first, doubtful, left_s, priority)
+                settled = await opinion.settle(
+                    queue, images, first, doubtful, left_s / 2, priority, gone
+                )
             else:
                 settled = Settled(first, ACCEPTED * len(first))
         except BaseException as error:
@@ -211,12 +226,16 @@ class ModelService:
 
     async def close(self) -> None:
         """Finish what runs and stop the engines' threads."""
-        for shadow in self.shadows.values():
-            shadow.close()
-        for variant in self._loaded.values():
-            await variant.batcher.close()
-        if self.memory is not None:
-            await asyncio.to_thread(self.memory.close)
+        try:
+            shadows = [asyncio.to_thread(shadow.close) for shadow in self.shadows.values()]
+            engines = [variant.batcher.close() for variant in self._loaded.values()]
+            async with asyncio.timeout(FAREWELL_S):  # an engine that hangs must not cost events
+                await asyncio.gather(*engines, *shadows)
+        except TimeoutError:
+            log.error("an engine did not end within %g s", FAREWELL_S)
+        finally:
+            if self.memory is not None:
+                await asyncio.to_thread(self.memory.close)
 
     def _name_variants(self) -> None:
         self._variants = {
@@ -246,7 +265,8 @@ class ModelService:
         if self.shadows and not visit.forced:
             copy = Copy(prediction.prediction_id, images, first, variant.spec.version, latency_ms)
             for shadow in self.shadows.values():
-                shadow.offer(copy)
+                if shadow.version != variant.spec.version:
+                    shadow.offer(copy)
         if self.memory is not None:
             self.memory.put(
                 visit.event(

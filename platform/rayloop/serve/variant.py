@@ -1,6 +1,6 @@
 """A model that is loaded under a name, and what a request gets from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,12 @@ class Prediction:
         """The version that answered: the fallback's, if all rows fell back."""
         all_fell = len(self.second) == len(self.probabilities)
         return self.fallback if all_fell else self.variant.spec.version
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is told about the version that answered."""
+        own = self.variant.spec
+        return own if self.version == own.version else replace(own, version=self.version)
 
     @property
     def versions(self) -> tuple[str, ...]:

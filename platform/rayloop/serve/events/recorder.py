@@ -16,6 +16,9 @@ from rayloop.serve.events.log import EventLog
 from rayloop.serve.events.store import EventStore
 from rayloop.storage import Storage
 
+EMBEDDERS = 4
+"""Versions whose embedders are kept."""
+
 FlushOthers = Callable[[str], Awaitable[None]]
 """Let the replica that made a prediction write what it holds."""
 
@@ -46,7 +49,7 @@ class Recorder:
         self.writer = writer
         self.flush_others: FlushOthers = nobody_else
         self._embedder = embedder
-        self._embedders: dict[str, Embedder] = {}
+        self._embedders: dict[str, Embedder | None] = {}
         embed = self._embed if config.embedding_share > 0 else None
         self._log = EventLog(storage, config, writer, clock, embed)
         self._store = EventStore(storage)
@@ -91,7 +94,11 @@ class Recorder:
         """Write everything that was taken; blocks until it is done."""
         self._log.close()
 
-    def _embed(self, version: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _embed(self, version: str, images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         if version not in self._embedders:
+            self._embedders[version] = None  # one that cannot be made is not tried again
+            while len(self._embedders) > EMBEDDERS:
+                del self._embedders[next(iter(self._embedders))]
             self._embedders[version] = self._embedder(version)
-        return self._embedders[version].embed(images)
+        embedder = self._embedders[version]
+        return None if embedder is None else embedder.embed(images)

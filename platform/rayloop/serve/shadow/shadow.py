@@ -172,13 +172,15 @@ class Shadow:
         backoff_s = FIRST_BACKOFF_S
         while not self._stopping.is_set():
             try:
+                compared = self.counts.compared
                 self._engine = self._start()
                 self._compare_until_stopped(self._engine)
-                backoff_s = FIRST_BACKOFF_S
-            except ShadowLost as error:
+            except Exception as error:  # whatever it is, the shadow starts again
                 if not self._stopping.is_set():
                     self.counts.restarts += 1
                     log.warning("shadow version %s: %s", self.version, error)
+                if self.counts.compared > compared:
+                    backoff_s = FIRST_BACKOFF_S
             finally:
                 if self._engine is not None:
                     self._engine.stop()
@@ -232,7 +234,7 @@ class Shadow:
             largest = float(np.abs(answers[finite] - live[finite]).max())
             counts.largest_difference = max(counts.largest_difference, largest)
         counts.latency.add(latency_ms)
-        if self._keeper is not None:
+        if self._keeper is not None and finite.all():
             self._keeper.add(self.version, _pairs(copies, answers, latency_ms))
 
 

@@ -49,9 +49,14 @@ class PlanFollower:
         try:
             plan = await asyncio.to_thread(self._service.shelf.newer_plan, number)
         except Exception as error:  # the plan in force stays, whatever is wrong with the storage
-            self._refuse(number + 1, error)
+            if not self.reason:
+                log.error("the traffic plans cannot be read: %s", error)
+            self.reason = str(error)
             return
-        if plan is None or (plan.number == self.refused and not self._may_retry()):
+        if plan is None:
+            self.refused, self.reason = 0, ""
+            return
+        if plan.number == self.refused and not self._may_retry():
             return
         try:
             await self._repository.follow(plan)

@@ -154,9 +154,10 @@ def plan_of(
     """
     _check_variants(variants)
     wanted = in_buckets({variant.name: variant.share for variant in variants})
+    number = others.pop("number", base.number + 1 if base else 1)
     if base is None:
         return TrafficPlan(
-            model=model, number=1, variants=variants, layout=laid_out(wanted), **others
+            model=model, number=number, variants=variants, layout=laid_out(wanted), **others
         )
     kept = {name: getattr(base, name) for name in ("salt", "shadows", "low_confidence")}
     layout = (
@@ -165,7 +166,7 @@ def plan_of(
         else laid_out(wanted)
     )
     return TrafficPlan(
-        model=model, number=base.number + 1, variants=variants, layout=layout, **(kept | others)
+        model=model, number=number, variants=variants, layout=layout, **(kept | others)
     )
 
 
@@ -192,9 +193,9 @@ def plan_from_json(document: Mapping[str, Any], where: str) -> TrafficPlan:
         fields["low_confidence"] = LowConfidence(**fields["low_confidence"])
         return TrafficPlan(**fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Corrupt(f"{where} is no traffic plan ({error}); set one: rayloop traffic set.") from (
-            None
-        )
+        raise Corrupt(
+            f"{where} is no traffic plan ({error}); the next change of the traffic replaces it."
+        ) from None
 
 
 def laid_out_shares(layout: Layout) -> dict[str, int]:

@@ -1,12 +1,13 @@
 """Turn doubtful rows into the answer of a larger version, or into a mark for a person."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayloop.errors import WorkError
-from rayloop.serve.batcher import Batcher
+from rayloop.serve.batcher import Batcher, still_there
 from rayloop.serve.events.event import Verdict
 from rayloop.serve.execution import Answers, Rows
 from rayloop.serve.traffic.confidence import FallbackCap, doubtful_rows
@@ -56,6 +57,7 @@ class SecondOpinion:
         doubtful: list[int],
         timeout_s: float,
         priority: int,
+        gone: Callable[[], bool] = still_there,
     ) -> Settled:
         """Ask the larger version as far as the share allows.
 
@@ -66,8 +68,9 @@ class SecondOpinion:
             images: uint8 [N, H, W, C].
             probabilities: float32 [N, K], the first answer.
             doubtful: Rows to look at again, at least one.
-            timeout_s: Seconds until nobody waits any more.
+            timeout_s: Seconds after which the first answer is given as it is.
             priority: The request's.
+            gone: Asked before the larger version works: whether nobody waits any more.
         """
         decisions: list[Verdict] = ["accept"] * len(probabilities)
         for row in doubtful:
@@ -79,7 +82,7 @@ class SecondOpinion:
         if not chosen:
             return Settled(probabilities, tuple(decisions))
         try:
-            answers = await larger.submit(images[chosen], timeout_s, priority)
+            answers = await larger.submit(images[chosen], timeout_s, priority, gone)
         except WorkError:
             self.failed += len(chosen)
             return Settled(probabilities, tuple(decisions))

@@ -12,11 +12,14 @@ from typing import Any
 
 from rayloop.clock import Clock, iso_utc
 from rayloop.errors import ConfigError, RequestError
+from rayloop.logs import stage_logger
 from rayloop.registry.release import ReleaseRecord, load_release
 from rayloop.registry.store import CHALLENGER, CHAMPION, PREVIOUS, SHADOW, Registry
-from rayloop.serve.traffic.plan import LowConfidence, PlannedVariant, TrafficPlan, plan_of, single
+from rayloop.serve.traffic.plan import LowConfidence, PlannedVariant, TrafficPlan, plan_of
 from rayloop.serve.traffic.store import PlanStore, StalePlan
 from rayloop.storage import Storage
+
+log = stage_logger("serve")
 
 
 class Steering:
@@ -41,8 +44,8 @@ class Steering:
         self.model = model
 
     def current(self) -> TrafficPlan | None:
-        """The plan in force; None before the first one."""
-        return self.plans.newest()
+        """The plan in force; None before the first one. A damaged one is passed over."""
+        return self.plans.newest_readable()[0]
 
     def split(
         self,
@@ -70,8 +73,8 @@ class Steering:
             Corrupt: A version's files are damaged.
             StalePlan: The traffic was changed since `base`.
         """
-        current = self.current()
-        self._check_base(current, base)
+        current, newest = self.plans.newest_readable()
+        self._check_base(newest, base)
         variants = tuple(
             PlannedVariant(name=self._name(ref), version=self.version(ref), share=share)
             for ref, share in shares.items()
@@ -87,9 +90,8 @@ class Steering:
         if salt is not None:
             others["salt"] = salt
         told = why or "set " + " ".join(f"{ref}={share:g}" for ref, share in shares.items())
-        plan = self._change(current, variants, told, **others)
-        if plan.shadows:
-            self._registry.move_alias(self.model, SHADOW, plan.shadows[0])
+        plan = self._change(current, variants, told, number=newest + 1, **others)
+        self._shadow_alias(plan)
         return plan
 
     def promote(self) -> TrafficPlan:
@@ -101,7 +103,7 @@ class Steering:
         """
         version = self._registry.resolve(self.model, f"@{CHALLENGER}")
         plan = self._all_to(version, "promote")
-        self._registry.promote(self.model)
+        self._registry.promote(self.model, version)
         return plan
 
     def rollback(self) -> TrafficPlan:
@@ -140,14 +142,12 @@ class Steering:
         Args:
             ref: `@alias` or `:number`.
         """
-        current = self.current()
-        if current is None:
-            version = self.version(ref)
-            self._check(current, (version,))
-            first = single(self.model, CHAMPION, version, **self._signed("serve"))
-            return self._put_or_newest(first)
-        if ref not in ("", CHAMPION, f"@{CHAMPION}"):
-            return self._all_to(self.version(ref), f"serve {ref}")
+        current, newest = self.plans.newest_readable()
+        if ref not in ("", CHAMPION, f"@{CHAMPION}") or current is None:
+            try:
+                return self._all_to(self.version(ref), f"serve {ref}".strip())
+            except StalePlan:  # another server opened the same model at the same moment
+                return self.plans.newest_readable()[0] or self._all_to(self.version(ref), "serve")
         aliases = self._registry.aliases(self.model)
         variants = tuple(
             replace(variant, version=aliases.get(variant.name, variant.version))
@@ -155,10 +155,10 @@ class Steering:
         )
         if variants == current.variants:
             return current
+        others: dict[str, Any] = {"number": newest + 1}
         if current.low_confidence.fallback in {variant.version for variant in variants}:
-            low = replace(current.low_confidence, fallback="")
-            return self._change(current, variants, "aliases have moved", low_confidence=low)
-        return self._change(current, variants, "aliases have moved")
+            others["low_confidence"] = replace(current.low_confidence, fallback="")
+        return self._change(current, variants, "aliases have moved", **others)
 
     def version(self, ref: str) -> str:
         """The version behind an alias or a number, with or without `@` or `:`.
@@ -175,14 +175,33 @@ class Steering:
         return f"version-{plain}" if plain.isdigit() else plain
 
     def _all_to(self, version: str, why: str) -> TrafficPlan:
-        current = self.current()
+        """Everything to one version; a damaged shadow or fallback does not stand in the way."""
+        current, newest = self.plans.newest_readable()
         everything = (PlannedVariant(name=CHAMPION, version=version, share=1.0),)
-        if current is None:
-            return self._change(None, everything, why)
-        others: dict[str, Any] = {"shadows": tuple(s for s in current.shadows if s != version)}
-        if current.low_confidence.fallback == version:
-            others["low_confidence"] = replace(current.low_confidence, fallback="")
-        return self._change(current, everything, why, **others)
+        others: dict[str, Any] = {"number": newest + 1}
+        if current is not None:
+            kept = [s for s in current.shadows if s != version and self._is_whole(s)]
+            others["shadows"] = tuple(kept)
+            fallback = current.low_confidence.fallback
+            if fallback and (fallback == version or not self._is_whole(fallback)):
+                others["low_confidence"] = replace(current.low_confidence, fallback="")
+        plan = self._change(current, everything, why, **others)
+        self._shadow_alias(plan)
+        return plan
+
+    def _is_whole(self, version: str) -> bool:
+        try:
+            load_release(self._storage, self.model, version)
+        except RequestError as error:
+            log.warning("version %s is left out of the plan: %s", version, error)
+            return False
+        return True
+
+    def _shadow_alias(self, plan: TrafficPlan) -> None:
+        if plan.shadows:
+            self._registry.move_alias(self.model, SHADOW, plan.shadows[0])
+        else:
+            self._registry.remove_alias(self.model, SHADOW)
 
     def _change(
         self,
@@ -198,21 +217,10 @@ class Steering:
         self.plans.put(plan)
         return plan
 
-    def _put_or_newest(self, first: TrafficPlan) -> TrafficPlan:
-        try:
-            self.plans.put(first)
-        except StalePlan:  # another server opened the same model at the same moment
-            newest = self.current()
-            if newest is None:
-                raise
-            return newest
-        return first
-
     def _signed(self, why: str) -> dict[str, str]:
         return {"by": self._by, "why": why, "time": iso_utc(self._clock.now())}
 
-    def _check_base(self, current: TrafficPlan | None, base: int | None) -> None:
-        newest = current.number if current else 0
+    def _check_base(self, newest: int, base: int | None) -> None:
         if base is not None and base != newest:
             raise StalePlan(
                 f"This change was decided on plan {base}, and plan {newest} of {self.model!r} is "

@@ -1,14 +1,18 @@
 """Keep every traffic plan of a model, one file each, so that the newest is found and none is lost.
 
 `traffic/MODEL/000007.json` is the seventh plan. A change writes the next number, and only if nobody
-else has: whoever decided on an older plan is refused. The highest number is in force.
+else has: whoever decided on an older plan is refused. On an object store two changes within the
+same instant may both be taken, and the later one stays. The highest number is in force.
 """
 
 import json
 
-from rayloop.errors import RequestError
+from rayloop.errors import Corrupt, RequestError
+from rayloop.logs import stage_logger
 from rayloop.serve.traffic.plan import TrafficPlan, plan_from_json
 from rayloop.storage import Storage
+
+log = stage_logger("serve")
 
 FOLDER = "traffic"
 
@@ -63,12 +67,34 @@ class PlanStore:
             DataMissing: There is none of that number.
             Corrupt: It was damaged outside rayloop.
         """
-        file = self._file(number)
-        return plan_from_json(self._storage.read_json(file), self._storage.path(file))
+        file = self._storage.path(self._file(number))
+        try:
+            document = self._storage.read_json(self._file(number))
+        except Corrupt as error:
+            raise Corrupt(
+                f"{file} is no traffic plan ({error}); the next change of the traffic replaces it."
+            ) from None
+        return plan_from_json(document, file)
+
+    def newest_readable(self) -> tuple[TrafficPlan | None, int]:
+        """The newest plan that is not damaged, and the highest number there is."""
+        numbers = self.numbers()
+        for number in reversed(numbers):
+            try:
+                return self.read(number), numbers[-1]
+            except Corrupt as error:
+                log.warning("%s", error)
+        return None, numbers[-1] if numbers else 0
 
     def history(self) -> list[TrafficPlan]:
-        """All plans, oldest first."""
-        return [self.read(number) for number in self.numbers()]
+        """All plans that are not damaged, oldest first."""
+        found = []
+        for number in self.numbers():
+            try:
+                found.append(self.read(number))
+            except Corrupt as error:
+                log.warning("%s", error)
+        return found
 
     def put(self, plan: TrafficPlan) -> None:
         """Make a plan the one in force.
