@@ -27,6 +27,9 @@ class Server:
     url: str
     model: str
 
+    haproxy_metrics_port: int = 0
+    """Port of HAProxy's own metrics on 127.0.0.1; 0 where HAProxy does not run, or is not told."""
+
     tracking_uri: str = ""
     """Of its registry; empty means the database under the root."""
 
@@ -54,7 +57,10 @@ def servers(storage: Storage, url: str = "") -> list[Server]:
             except RequestError:
                 continue  # it was killed, and its note stayed
             uri = note.get("tracking_uri", "")
-            found[note["url"]] = Server(url=note["url"], model=model, tracking_uri=uri)
+            port = note.get("haproxy_metrics_port", 0)
+            found[note["url"]] = Server(
+                url=note["url"], model=model, tracking_uri=uri, haproxy_metrics_port=port
+            )
     return list(found.values())
 
 

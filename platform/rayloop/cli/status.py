@@ -37,7 +37,8 @@ def served(chosen: argparse.Namespace) -> list[Document]:
     after = [ask(server.url) for server in found]
     seconds = time.monotonic() - start
     return [
-        {"url": server.url} | status_tables(first, last, seconds)
+        {"url": server.url, "haproxy_metrics_port": server.haproxy_metrics_port}
+        | status_tables(first, last, seconds)
         for server, first, last in zip(found, before, after, strict=True)
     ]
 
@@ -56,6 +57,8 @@ def show(tables: list[Document]) -> None:
             f"replicas ready  {header['ongoing']} requests under way  events "
             f"{header['events_written']} written, {header['events_dropped']} dropped"
         )
+        if one["haproxy_metrics_port"]:
+            rich.print(f"  HAProxy's own metrics: 127.0.0.1:{one['haproxy_metrics_port']}/metrics")
         if header["refused_plan"]:
             rich.print(f"  plan {header['refused_plan']} is refused: {header['refused_reason']}")
         for rows in (one["variants"], one["shadows"]):

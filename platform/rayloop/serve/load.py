@@ -3,13 +3,19 @@
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import EventsConfig, RegistryConfig, ServeConfig, to_dict
 from rayloop.errors import Corrupt, DataMissing
 from rayloop.logs import stage_logger
-from rayloop.registry.release import RECORD_FILE, ReleaseRecord, load_release, release_folder
+from rayloop.registry.release import (
+    RECORD_FILE,
+    ReleaseRecord,
+    load_release,
+    read_record,
+    release_folder,
+)
 from rayloop.registry.store import open_registry
 from rayloop.serve.assemble import GOLDEN_TOLERANCE, make_variant, prediction_ids, prove
 from rayloop.serve.engine import Engine, OnnxEngine, warm_up_sizes
@@ -31,6 +37,11 @@ if TYPE_CHECKING:
     from rayloop.serve.torch_engine import TorchEngine
 
 log = stage_logger("serve")
+
+Loaded = TypeVar("Loaded")
+
+SHADOW_BYTES = 67_108_864
+"""Images that may wait for a shadow, in bytes."""
 
 SHADOW_ENGINE = "rayloop.serve.load:shadow_engine"
 
@@ -79,7 +90,7 @@ def load_service(
     )
     for version in by_hand.unloaded if by_hand.plan == plan.number else ():
         service.drop(version)
-    service.shadows.update({version: shelf.shadow(version) for version in plan.shadows})
+    service.shadows.update(whatever_loads(list(plan.shadows), shelf.shadow))
     return service
 
 
@@ -118,7 +129,7 @@ def newest_that_loads(
     raise reason
 
 
-def whatever_loads(versions: list[str], load: Callable[[str], Variant]) -> dict[str, Variant]:
+def whatever_loads(versions: list[str], load: Callable[[str], Loaded]) -> dict[str, Loaded]:
     """Those of some versions that can be loaded; the others are told in the log."""
     found = {}
     for version in versions:
@@ -233,13 +244,14 @@ class RegistryShelf:
 
     def shadow(self, version: str) -> Shadow:
         """A version that gets copies of requests, in a process of its own."""
+        spec = spec_of(read_record(self._storage, self._model, version))
         arguments = [self._storage.root, self._model, version, to_dict(self._config)]
         return Shadow(
             version,
             lambda: ShadowProcess(SHADOW_ENGINE, arguments),
             SYSTEM_CLOCK,
             max_batch_rows=self._config.max_batch_rows,
-            max_pending_rows=self._config.max_queued_rows,
+            max_pending_rows=min(self._config.max_queued_rows, SHADOW_BYTES // spec.row_bytes + 1),
             keeper=self.keeper() if self.keeper else None,
         )
 

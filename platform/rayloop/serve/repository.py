@@ -11,12 +11,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from rayloop.errors import RequestError
+from rayloop.logs import stage_logger
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.protocol.request import malformed
 from rayloop.serve.service import ModelService
 from rayloop.serve.shelf import ByHand
 from rayloop.serve.traffic.plan import TrafficPlan
 from rayloop.serve.variant import Variant
+
+log = stage_logger("serve")
 
 Document = dict[str, Any]
 Change = Callable[[str, str], Awaitable[None]]
@@ -166,7 +169,10 @@ class Repository:
             self._in_background(asyncio.to_thread(shadows.pop(version).close))
         for version in plan.shadows:
             if version not in shadows:
-                shadows[version] = self._shelf.shadow(version)
+                try:
+                    shadows[version] = self._shelf.shadow(version)
+                except Exception as error:  # who only watches must not bar who answers
+                    log.error("shadow version %s cannot be started: %s", version, error)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

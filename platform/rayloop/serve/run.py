@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import secrets
 import socket
 import sys
@@ -30,6 +31,7 @@ from rayloop.storage import Storage
 log = stage_logger("serve")
 
 APP_NAME = "rayloop"
+METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
 READY_TIMEOUT_S = 60.0
 
 
@@ -81,6 +83,7 @@ def serving(
                 "url": url,
                 "model": model or registry.model,
                 "tracking_uri": registry.tracking_uri,
+                "haproxy_metrics_port": int(os.environ.get(METRICS_PORT, "0")),
             }
             storage.write_json(f"{notes_folder(deployment)}/server.json", note)
             yield url

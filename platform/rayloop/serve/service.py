@@ -26,6 +26,9 @@ from rayloop.serve.visit import Visit
 
 log = stage_logger("serve")
 
+LONGEST_UNIT = 256
+"""Characters of the name that a request is for."""
+
 FAREWELL_S = 10.0
 """Longest time in which engines may end what they do."""
 
@@ -195,6 +198,10 @@ class ModelService:
             priority: 1 (most urgent) to `PRIORITY_LEVELS`.
             gone: Says, once asked, whether nobody waits any more.
         """
+        if len(unit) > LONGEST_UNIT:
+            raise ProtocolError(
+                400, f"The unit has {len(unit)} characters; name it with at most {LONGEST_UNIT}."
+            )
         prediction_id, plan, opinion = self._new_id(), self.plan, self.second_opinion
         variant = self.find(version) if version else self.variant_for(unit, prediction_id, forced)
         visit = Visit(variant, plan.number, unit, bool(forced or version), self._clock.monotonic())
