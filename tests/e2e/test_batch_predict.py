@@ -32,10 +32,6 @@ def test_the_test_split_gets_the_answers_that_were_measured_and_served(turn):
     assert line["digest"] == release["digest"]
     table = pq.read_table(Path(line["output"]) / "rows")
     assert table["row_id"].to_pylist() == list(range(line["rows"]))
-    again = run_job(turn.home, "jobs/batch_predict.py", "smoke")
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert again.last_line["files_done_before"] == line["files"]
-    assert again.last_line["accuracy"] == line["accuracy"]
 
 
 def test_driver_killed_in_the_middle_continues_to_the_same_files(turn):
@@ -68,15 +64,9 @@ def test_driver_killed_in_the_middle_continues_to_the_same_files(turn):
 
 CASES = {
     "input that is not there": (["--batch.input", "nowhere"], "does not exist"),
-    "split misspelt": (["--batch.input", "dataset:digits/v1/tset"], "Did you mean 'test'"),
-    "missing version": (["--batch.version", ":77"], "has no version '77'"),
-    "missing alias": (["--batch.version", "@chalenger"], "has no alias 'chalenger'"),
-    "missing model": (["--registry.model", "other"], "jobs/register.py"),
     "unknown field": (["--batch.rows", "7"], "batch.rows-per-file"),
-    "out of range": (["--batch.batch_rows", "0"], "batch.batch_rows=0 is out of range"),
-    "no plain name": (["--batch.output", "../up"], "batch.output="),
-    "too many workers": (["--batch.num_workers", "99", "--batch.output", "w"], "needs 99 CPUs"),
 }
+"""The rest of what can be wrong is told in tests/unit/test_serve_offline.py."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,11 +77,3 @@ def test_wrong_request_is_told_in_one_message(case, turn):
     assert expected in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout.strip().startswith("{")
-
-
-def test_a_folder_without_one_readable_image_is_a_failure(turn, tmp_path: Path):
-    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
-    done = run_job(turn.home, "jobs/batch_predict.py", "smoke", "--batch.input", str(tmp_path))
-    assert done.returncode == 1, done.stderr[-3000:]
-    assert "Not one of the 1 images" in done.stderr
-    assert "Traceback" not in done.stderr
