@@ -244,6 +244,7 @@ def test_no_change_of_versions_loses_a_request_and_each_answer_has_its_event(
             assert tables[0]["header"]["replicas"] == 2
             assert tables[0]["variants"][0]["version"] == "3"
             server.wait_for(lambda found: any(s["compared"] for r in found for s in r["shadows"]))
+            load.wait_for(lambda: load.statuses[200] >= 10_000)
         assert set(load.statuses) == {200}, load.failed[:3]
         history = server.rayloop("traffic", "history")
         assert [plan["why"].split()[0] for plan in history] == [
@@ -308,10 +309,11 @@ def test_what_is_killed_comes_back_with_the_plan_in_force(registered, tmp_path) 
         load.more(200)
         assert len(load.failed) == lost
 
-        os.kill(descendant(server.process.pid, "ray::HAProxyManager"), signal.SIGKILL)
-        load.wait_for(lambda: len(load.failed) > lost)
-        print(f"HAProxy answers again after {server.wait_for(in_force(3, 2)):.1f} s")
-        load.more(200)
+        if os.environ.get("RAYLOOP_LONG"):  # Serve takes up to half a minute to start HAProxy again
+            os.kill(descendant(server.process.pid, "ray::HAProxyManager"), signal.SIGKILL)
+            load.wait_for(lambda: len(load.failed) > lost)
+            print(f"HAProxy answers again after {server.wait_for(in_force(3, 2)):.1f} s")
+            load.more(200)
 
         server.storage.write(f"models/{MODEL}/4/model.onnx", b"damaged")
         plan = PlanStore(server.storage, MODEL)
