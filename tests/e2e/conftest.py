@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+LONG = pytest.mark.skipif(
+    not os.environ.get("RAYLOOP_LONG"),
+    reason="a minute for what a shorter test shows as well; RAYLOOP_LONG=1 runs it",
+)
 ROOT = Path(__file__).parents[2]
 
 

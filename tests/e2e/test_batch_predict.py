@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.conftest import ROOT, environment, run_job
+from tests.e2e.conftest import LONG, ROOT, environment, run_job
 
 SMALL_FILES = ["--batch.rows_per_file", "8", "--batch.batch_rows", "4"]
 
@@ -34,6 +34,7 @@ def test_the_test_split_gets_the_answers_that_were_measured_and_served(turn):
     assert table["row_id"].to_pylist() == list(range(line["rows"]))
 
 
+@LONG
 def test_driver_killed_in_the_middle_continues_to_the_same_files(turn):
     words = ["jobs/batch_predict.py", "smoke", "--batch.input", "dataset:digits/train"]
     whole = run_job(turn.home, *words, *SMALL_FILES, "--batch.output", "whole")

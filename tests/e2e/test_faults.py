@@ -13,7 +13,7 @@ import pytest
 from benchmarks.recovery import workers_of
 from rayloop.storage import Storage
 from rayloop.train.checkpoint import checkpoint_paths
-from tests.e2e.conftest import ROOT, Done, environment, run_job
+from tests.e2e.conftest import LONG, ROOT, Done, environment, run_job
 
 SMOKE = ("jobs/train.py", "smoke", "--train.checkpoint_every_epochs", "1")
 
@@ -48,7 +48,7 @@ def wait_for_checkpoints(storage: Storage, run_id: str, job: subprocess.Popen[st
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("feed", ["resident", "stream"])
+@pytest.mark.parametrize("feed", [pytest.param("resident", marks=LONG), "stream"])
 def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn, feed):
     run_id = f"worker-killed-{feed}"
     done = disturbed(turn.home, run_id, signal.SIGKILL, "--data.feed", feed)
