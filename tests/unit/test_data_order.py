@@ -122,3 +122,29 @@ def test_a_feed_started_at_a_step_gives_the_tail_of_the_whole() -> None:
     for kept, again in zip(whole[4:], tail, strict=True):
         assert np.array_equal(kept.images, again.images)
         assert np.array_equal(kept.labels, again.labels)
+
+
+@given(st.integers(4, 400), st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.integers(0, 99))
+def test_a_share_of_the_rows_is_the_same_for_every_seed_and_part_of_a_larger_one(
+    num_rows: int, one: float, other: float, seed: int
+) -> None:
+    small, large = sorted((one, other))
+
+    def rows_of(share: float, seed: int) -> set[int]:
+        order = SampleOrder(num_rows, 4, seed, share=share)
+        assert order.num_rows == max(1, round(share * num_rows))
+        steps = -(-order.num_rows // 4)
+        rows, epochs = (np.concatenate(p) for p in zip(*map(order.rows, range(steps)), strict=True))
+        first = rows[epochs == 0]
+        assert len(set(first)) == len(first) == order.num_rows
+        return set(first)
+
+    assert rows_of(small, seed) == rows_of(small, seed + 1)
+    assert rows_of(small, seed) <= rows_of(large, 0)
+    assert max(rows_of(large, seed)) < num_rows
+
+
+def test_a_share_has_nothing_to_do_with_how_rows_are_stored() -> None:
+    order = SampleOrder(1000, 500, seed=0, share=0.5)
+    rows, _ = order.rows(0)
+    assert 350 < rows.mean() < 650 and (rows > 500).mean() == pytest.approx(0.5, abs=0.1)

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
+SHARE_KEY = [0, 1 << 63]
+"""Key of the draw of a share; no (seed, epoch) reaches it."""
+
 
 class SampleOrder:
     """The order of one run; the same on every worker.
@@ -20,11 +23,21 @@ class SampleOrder:
         global_batch_size: Rows in one step over all workers.
         seed: Decides the permutations.
         unit: Rows that always stay on one rank: those that share the statistics of a norm.
+        share: Share (0..1) of the rows that take part. They are drawn by chance, the same for every
+            seed, and those of a smaller share are among those of a larger one.
     """
 
-    def __init__(self, num_rows: int, global_batch_size: int, seed: int, unit: int = 1) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        global_batch_size: int,
+        seed: int,
+        unit: int = 1,
+        share: float = 1.0,
+    ) -> None:
         self.unit = max(1, unit)
-        self.num_rows = num_rows
+        self._chosen = None if share >= 1 else _draw(num_rows)[: max(1, round(share * num_rows))]
+        self.num_rows = num_rows if self._chosen is None else len(self._chosen)
         self.global_batch_size = global_batch_size
         self.seed = seed
         self._epoch = -1
@@ -75,6 +88,12 @@ class SampleOrder:
     def _of_epoch(self, epoch: int) -> Rows:
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._permutation = generator.permutation(self.num_rows)
+            order = generator.permutation(self.num_rows)
+            self._permutation = order if self._chosen is None else self._chosen[order]
             self._epoch = epoch
         return self._permutation
+
+
+def _draw(num_rows: int) -> Rows:
+    """All rows in an order that has nothing to do with how they are stored."""
+    return np.random.Generator(np.random.Philox(key=SHARE_KEY)).permutation(num_rows)

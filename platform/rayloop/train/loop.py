@@ -95,6 +95,7 @@ def run_loop(
     state: dict[str, Any] | None = None,
     hooks: Hooks | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    last_step: int | None = None,
 ) -> Outcome:
     """Train from the given state, or from the start, to the last step.
 
@@ -108,14 +109,17 @@ def run_loop(
         state: A checkpoint's state to go on from.
         hooks: Where news go.
         clock: For the accounts.
+        last_step: Where to stop before the configured end; the learning rate goes on as if the
+            whole run were done.
 
     Raises:
         Diverged: The loss is no longer a number; on every worker at the same step.
     """
     worker, hooks = worker or Worker(), hooks or Hooks()
     num_steps = order.num_steps(config.epochs)
+    end = num_steps if last_step is None else min(last_step, num_steps)
     compiles = config.compile or worker.device.type == "cuda"
-    run = _Run(model, config, worker, Ledger(clock, first_step_is_compile=compiles), num_steps)
+    run = _Run(model, config, worker, Ledger(clock, first_step_is_compile=compiles), end)
     watch = DivergenceWatch(order, worker.device, trust_norms=run.outcome.precision != "fp16")
     outcome, stepper, is_first = run.outcome, run.stepper, worker.rank == 0
     step = run.restore(state) if state else 0
@@ -126,8 +130,8 @@ def run_loop(
         with outcome.ledger.spending(phase):
             yield
 
-    batches = iter(feed.batches(step, num_steps))
-    while step < num_steps:
+    batches = iter(feed.batches(step, end))
+    while step < end:
         with during("data_wait", step):
             batch = next(batches)
         with during("step", step):
@@ -146,14 +150,15 @@ def run_loop(
         outcome.steps_done_here += 1
         if is_first:
             hooks.on_step(step, outcome.ledger)
-        if step == num_steps or order.epoch_of(step) != order.epoch_of(step - 1):
+        if step == end or order.epoch_of(step) != order.epoch_of(step - 1):
             with during("evaluate", step - 1):
                 record = run.close_epoch(step, order, rate, val)
             if is_first:
                 hooks.on_record(record)
-        if step == num_steps:
+        if step == end:
             hooks.on_losses(watch.read())
-        if is_first and (_is_checkpoint_step(step, order, config) or hooks.is_checkpoint_due()):
+        is_due = step == end or _is_checkpoint_step(step, order, config)
+        if is_first and (is_due or hooks.is_checkpoint_due()):
             with during("checkpoint", step - 1):
                 if watch.is_sound():  # a checkpoint never holds a diverged model
                     hooks.save(step, run.state(step))
@@ -232,7 +237,11 @@ class _Run:
         self._model.load_state_dict(state["model"])
         if self._average:
             self._average.model.load_state_dict(state["average"])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        optimizer = self.stepper.optimizer
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the settings' own, also where they changed meanwhile
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.epoch_sums.copy_(state["epoch_sums"])
         self.outcome.history.extend(state["history"])
@@ -270,9 +279,7 @@ def _seeds(
 
 
 def _is_checkpoint_step(step: int, order: SampleOrder, config: TrainConfig) -> bool:
-    """Whether the configured interval ends here; the last step always counts."""
-    if step == order.num_steps(config.epochs):
-        return True
+    """Whether the configured interval ends here."""
     if config.checkpoint_every_epochs == 0:
         return False
     rows_between = config.checkpoint_every_epochs * order.num_rows

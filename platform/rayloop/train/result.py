@@ -29,7 +29,8 @@ class TrainResult:
         pixel_mean: Normalisation the model carries.
         pixel_std: Normalisation the model carries.
         val_accuracy: Share of validation rows predicted right, fp32.
-        test_accuracy: Share of test rows predicted right, fp32.
+        test_accuracy: Share of test rows predicted right, fp32; None where a trial of a sweep has
+            not been chosen, since the test split is for the chosen one alone.
         floor_accuracy: Test accuracy of the linear model; None when it was left out.
         steps: Optimizer steps of the whole run.
         images_per_second: Images trained on over the time spent in steps and waiting for data, in
@@ -68,7 +69,7 @@ class TrainResult:
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     val_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     floor_accuracy: float | None
     steps: int
     images_per_second: float
@@ -97,10 +98,11 @@ class TrainResult:
         return {name: value for name, value in asdict(self).items() if name not in long}
 
 
-def save_result(storage: Storage, result: TrainResult) -> None:
-    """Write `runs/RUN_ID/result.json` and make the run the newest."""
+def save_result(storage: Storage, result: TrainResult, newest: bool = True) -> None:
+    """Write `runs/RUN_ID/result.json`, and make the run the newest unless told not to."""
     storage.write_json(f"runs/{result.run_id}/result.json", asdict(result))
-    storage.write_json("runs/latest.json", {"run_id": result.run_id})
+    if newest:
+        storage.write_json("runs/latest.json", {"run_id": result.run_id})
 
 
 def load_result(storage: Storage, run_id: str = "") -> TrainResult:

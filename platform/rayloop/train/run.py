@@ -1,7 +1,7 @@
 """TrainConfig and a dataset version -> TorchTrainer -> TrainResult on disk and in the tracker."""
 
-import math
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,11 +16,9 @@ from rayloop.cluster import check_room, cpus_of_nodes, divide_cpus
 from rayloop.config import Config, to_dict
 from rayloop.data.feed import choose_feed, stream_dataset
 from rayloop.data.versions import DatasetVersion, open_version, read_split
-from rayloop.errors import ConfigError, RayloopError, RequestError, WorkError
+from rayloop.errors import RayloopError, WorkError
 from rayloop.logs import stage_logger
-from rayloop.models.classifier import ImageClassifier, count_parameters, summary
-from rayloop.models.norm import has_batch_norm
-from rayloop.models.zoo import build_classifier
+from rayloop.models.classifier import count_parameters, summary
 from rayloop.storage import Storage
 from rayloop.tracking import Tracker
 from rayloop.train.checkpoint import checkpoint_paths, newest_good
@@ -28,9 +26,11 @@ from rayloop.train.claim import claim_run, new_run_id, run_digest
 from rayloop.train.curves import draw_curves, draw_ledger, ledger_lines
 from rayloop.train.floor import linear_floor
 from rayloop.train.journal import Journal
+from rayloop.train.loop import Record
 from rayloop.train.progress import Follower, ProgressBoard
 from rayloop.train.result import TrainResult, load_result, save_result
-from rayloop.train.worker import WorkerTask, manifest_about, train_worker
+from rayloop.train.start import initial_model, manifest_about, refuse_useless
+from rayloop.train.worker import WorkerTask, train_worker
 
 log = stage_logger("train")
 
@@ -43,15 +43,22 @@ NO_TIMEOUT_S = 7 * 24 * 3600
 
 
 def train(
-    config: Config, storage: Storage, tracker: Tracker, clock: Clock = SYSTEM_CLOCK
+    config: Config,
+    storage: Storage,
+    tracker: Tracker | None,
+    clock: Clock = SYSTEM_CLOCK,
+    on_record: Callable[[Record], None] | None = None,
 ) -> TrainResult:
     """Train, or go on training, the run named in the configuration.
 
     Args:
         config: All settings; an empty `run_id` gets a new name.
         storage: The root.
-        tracker: Where parameters and metrics are tracked, on the driver only.
+        tracker: Where parameters and metrics are tracked, on the driver only. None is a trial of a
+            sweep: its records go to `on_record` alone, the test split is not touched, and it does
+            not become the newest run.
         clock: For names and accounts.
+        on_record: Gets every new epoch's record, in a thread of its own.
 
     Raises:
         RequestError: The data is missing, the cluster is too small, or the run id belongs to other
@@ -61,24 +68,27 @@ def train(
     started = clock.monotonic()
     dataset = open_version(storage, config.data.dataset_name, config.data.version)
     config = _fill_in(config, clock)
-    model = build_classifier(
-        config.model, dataset.shape, len(dataset.class_names), dataset.pixel_mean,
-        dataset.pixel_std, config.train.seed,
-    )  # fmt: skip
-    _refuse_useless(config, dataset, model)
+    model = initial_model(config, dataset)
+    refuse_useless(config, dataset, model)
     log.info("%s", summary(model, config.model.name))
     claim_run(config, dataset, storage)
     done = _finished(config, storage)
     if done is not None:
         log.info("run %s is finished already; nothing was trained", config.run_id)
         return done
-    mlflow_run_id = tracker.start_run(
-        config.run_id, params=to_dict(config), tags={"dataset_digest": dataset.digest}
-    )
-    outcome = _fit(config, storage, dataset, tracker, mlflow_run_id, clock)
-    train_rows, test_rows = (read_split(storage, dataset, name) for name in ("train", "test"))
-    floor = linear_floor(config.train, dataset, train_rows, test_rows)
-    log.info("linear floor: %s", "left out" if floor is None else f"accuracy {floor:.4f}")
+    mlflow_run_id = ""
+    if tracker:
+        mlflow_run_id = tracker.start_run(
+            config.run_id, params=to_dict(config), tags={"dataset_digest": dataset.digest}
+        )
+
+    def on_each(record: Record) -> None:
+        if tracker:
+            tracker.log_metrics(mlflow_run_id, record, step=int(record["step"]))
+        if on_record:
+            on_record(record)
+
+    outcome = _fit(config, storage, dataset, on_each, clock, is_trial=tracker is None)
     result = TrainResult(
         run_id=config.run_id,
         checkpoint=_last_checkpoint(storage, config.run_id),
@@ -92,7 +102,7 @@ def train(
         pixel_mean=dataset.pixel_mean,
         pixel_std=dataset.pixel_std,
         val_accuracy=outcome["history"][-1]["val_accuracy"],
-        floor_accuracy=floor,
+        floor_accuracy=_floor(config, storage, dataset) if tracker else None,
         feed=choose_feed(config.data, dataset),
         seconds=round(clock.monotonic() - started, 3),
         config=to_dict(config),
@@ -100,25 +110,18 @@ def train(
         mlflow_run_id=mlflow_run_id,
         **outcome,
     )
-    _publish(result, storage, tracker)
+    if tracker:
+        _publish(result, storage, tracker)
+    else:
+        save_result(storage, result, newest=False)
     return result
 
 
-def _refuse_useless(config: Config, dataset: DatasetVersion, model: ImageClassifier) -> None:
-    rows, train = dataset.splits["train"], config.train
-    if rows < train.global_batch_size:
-        raise RequestError(
-            f"train.global_batch_size={train.global_batch_size} is more than the {rows} "
-            f"training rows of {dataset.name}:{dataset.version}; lower it."
-        )
-    ghosts = has_batch_norm(model) and train.norm_group_rows > 0 and train.num_workers > 1
-    if ghosts and train.batch_size_per_worker % train.norm_group_rows:
-        raise ConfigError(
-            f"train.norm_group_rows={train.norm_group_rows} does not divide the "
-            f"{train.batch_size_per_worker} rows a worker has in a step, so training would depend "
-            "on the number of workers. Use a divisor, as in --train.norm_group_rows "
-            f"{math.gcd(train.norm_group_rows, train.batch_size_per_worker)}."
-        )
+def _floor(config: Config, storage: Storage, dataset: DatasetVersion) -> float | None:
+    train_rows, test_rows = (read_split(storage, dataset, name) for name in ("train", "test"))
+    floor = linear_floor(config.train, dataset, train_rows, test_rows)
+    log.info("linear floor: %s", "left out" if floor is None else f"accuracy {floor:.4f}")
+    return floor
 
 
 def _finished(config: Config, storage: Storage) -> TrainResult | None:
@@ -143,9 +146,9 @@ def _fit(
     config: Config,
     storage: Storage,
     dataset: DatasetVersion,
-    tracker: Tracker,
-    mlflow_run_id: str,
+    on_record: Callable[[Record], None],
     clock: Clock,
+    is_trial: bool,
 ) -> dict[str, Any]:
     """Run the TorchTrainer, keep the accounts, and give rank 0's summary."""
     began_at = clock.now()
@@ -156,10 +159,7 @@ def _fit(
     path = f"runs/{config.run_id}/ledger.json"
     journal = storage.read_json(path) if storage.exists(path) else None
     board = _board(journal, began_at)
-    task = _task(config, storage, dataset, board)
-
-    def track(record: dict[str, float]) -> None:
-        tracker.log_metrics(mlflow_run_id, record, step=int(record["step"]))
+    task = _task(config, storage, dataset, board, is_trial)
 
     def keep(news: dict[str, Any]) -> None:
         nonlocal journal
@@ -167,7 +167,7 @@ def _fit(
         storage.write_json(path, news)
 
     num_steps = task.order.num_steps(config.train.epochs)
-    with Follower(board, num_steps, first_step, track, keep):
+    with Follower(board, num_steps, first_step, on_record, keep):
         outcome = _run_trainer(_trainer(task, num_steps))
     accounts = Journal.from_dict(journal or {})
     for line in ledger_lines(accounts):
@@ -191,10 +191,12 @@ def _board(journal: dict[str, Any] | None, began_at: float) -> Any:
     return actor.remote(journal, began_at)
 
 
-def _task(config: Config, storage: Storage, dataset: DatasetVersion, board: Any) -> WorkerTask:
+def _task(
+    config: Config, storage: Storage, dataset: DatasetVersion, board: Any, is_trial: bool
+) -> WorkerTask:
     """What every worker gets; splits that fit go into the object store once."""
     is_resident = choose_feed(config.data, dataset) == "resident"
-    names = ["val", "test"] + (["train"] if is_resident else [])
+    names = ["val"] + ([] if is_trial else ["test"]) + (["train"] if is_resident else [])
     return WorkerTask(
         config=config,
         storage=storage,
@@ -296,10 +298,8 @@ def _last_checkpoint(storage: Storage, run_id: str) -> str:
 
 def _publish(result: TrainResult, storage: Storage, tracker: Tracker) -> None:
     folder = f"runs/{result.run_id}"
-    title = (
-        f"{result.run_id}: validation {result.val_accuracy:.4f}, test {result.test_accuracy:.4f}"
-    )
-    storage.write(f"{folder}/curves.png", draw_curves(result.history, title))
+    scores = f"validation {result.val_accuracy:.4f}, test {result.test_accuracy or 0:.4f}"
+    storage.write(f"{folder}/curves.png", draw_curves(result.history, f"{result.run_id}: {scores}"))
     final = {"test_accuracy": result.test_accuracy, "images_per_second": result.images_per_second,
              "data_wait_share": result.data_wait_share, "goodput": result.goodput,
              "interruptions": result.interruptions, "lost_steps": result.lost_steps,

@@ -17,7 +17,6 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from rayloop import __version__
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import Config
 from rayloop.data.batches import Feed, ResidentFeed
@@ -26,7 +25,6 @@ from rayloop.data.order import SampleOrder
 from rayloop.data.versions import DatasetVersion, Split
 from rayloop.errors import Diverged, RayloopError
 from rayloop.models.classifier import ImageClassifier
-from rayloop.models.zoo import build_classifier
 from rayloop.storage import Storage
 from rayloop.train.account import (
     Ledger,
@@ -47,6 +45,7 @@ from rayloop.train.checkpoint import (
 )
 from rayloop.train.evaluate import evaluate
 from rayloop.train.loop import Hooks, Outcome, Worker, run_loop
+from rayloop.train.start import initial_model, order_of
 from rayloop.train.watchdog import Hang, Watchdog, describe
 
 NOTE_INTERVAL_S = 0.5
@@ -64,7 +63,7 @@ class WorkerTask:
         storage: Where checkpoints go.
         dataset: The dataset version.
         splits: Object references to the splits in Ray's object store; without `train` where the
-            feed is the stream.
+            feed is the stream, and without `test` where the test split is not to be touched.
         board: Handle of the progress board.
         about: What every checkpoint's manifest says.
     """
@@ -79,9 +78,7 @@ class WorkerTask:
     @property
     def order(self) -> SampleOrder:
         """The run's sample order."""
-        train = self.config.train
-        rows = self.dataset.splits["train"]
-        return SampleOrder(rows, train.global_batch_size, train.seed, train.norm_group_rows)
+        return order_of(self.config.train, self.dataset)
 
 
 def train_worker(settings: dict[str, WorkerTask]) -> dict[str, Any] | None:
@@ -112,7 +109,7 @@ def _train(task: WorkerTask) -> dict[str, Any] | None:
         torch.set_num_interop_threads(1)
     worker = Worker(rank=rank, world_size=world_size, device=ray.train.torch.get_device())
     splits = {name: ray.get(reference) for name, reference in task.splits.items()}
-    model = _build_model(task)
+    model = initial_model(task.config, task.dataset)
     checkpoint = _newest_of_this_run(task, model)
     first_step = checkpoint.step if checkpoint else 0
     if rank == 0:
@@ -129,21 +126,9 @@ def _train(task: WorkerTask) -> dict[str, Any] | None:
             hooks=hooks,
         )
         watchdog.mark(outcome.num_steps - 1, "evaluate")
-        summary = _summary(task, splits["test"], outcome, worker)
+        summary = _summary(task, splits.get("test"), outcome, worker)
     summary["resumed_at_step"] = first_step
     return summary if rank == 0 else None
-
-
-def _build_model(task: WorkerTask) -> ImageClassifier:
-    dataset = task.dataset
-    return build_classifier(
-        task.config.model,
-        dataset.shape,
-        len(dataset.class_names),
-        dataset.pixel_mean,
-        dataset.pixel_std,
-        task.config.train.seed,
-    )
 
 
 def _newest_of_this_run(task: WorkerTask, model: ImageClassifier) -> Checkpoint | None:
@@ -258,12 +243,14 @@ def _watched(task: WorkerTask, worker: Worker) -> Iterator[Watchdog]:
         yield watchdog
 
 
-def _summary(task: WorkerTask, test: Split, outcome: Outcome, worker: Worker) -> dict[str, Any]:
+def _summary(
+    task: WorkerTask, test: Split | None, outcome: Outcome, worker: Worker
+) -> dict[str, Any]:
     """Test the final model with all workers; then figures that only rank 0 needs."""
     config, model, ledger = task.config, outcome.model, outcome.ledger
 
-    def tested(flip: bool) -> float:
-        return evaluate(
+    def tested(flip: bool) -> float | None:
+        return None if test is None else evaluate(
             model, test, model.num_classes, config.train.eval_batch_size, worker.device,
             worker.rank, worker.world_size, flip,
         ).accuracy  # fmt: skip
@@ -312,15 +299,3 @@ def _use_of_hardware(
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def manifest_about(config_digest: str, dataset: DatasetVersion) -> dict[str, str]:
-    """What a checkpoint's manifest says of where it comes from."""
-    return {
-        "config_digest": config_digest,
-        "dataset": f"{dataset.name}:{dataset.version}",
-        "dataset_digest": dataset.digest,
-        "rayloop": __version__,
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-    }
