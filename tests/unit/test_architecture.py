@@ -16,7 +16,8 @@ STAGES = ["data", "models", "train", "tune", "quantize", "registry", "serve", "p
 """Rooms in the order of the pipeline; a room imports only those before it."""
 
 PURE_BASE = {
-    "config", "presets", "errors", "clock", "storage", "logs", "tracking", "haproxy", "metrics"
+    "config", "presets", "errors", "clock", "storage", "logs", "code_version", "tracking",
+    "haproxy", "metrics",
 }  # fmt: skip
 BASE = PURE_BASE | {"cluster", "jobs_entry", "cli"}
 MAY_IMPORT_RAY = {
