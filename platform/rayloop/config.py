@@ -334,6 +334,126 @@ def _nearest_multiple(value: int, of: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """What a sweep searches, and how it spends its epochs."""
+
+    space: tuple[str, ...] = (
+        "train.learning_rate=log(0.002, 0.2)",
+        "train.optimizer=choice(adamw, muon, sgd)",
+        "train.weight_decay=log(0.001, 0.3) if train.optimizer in (adamw, sgd)",
+        "train.label_smoothing=linear(0, 0.2)",
+        "train.augment.translate_px=choice(0, 1, 2)",
+    )
+    """One dimension each: `FIELD=DOMAIN` with the domain `linear(LOW, HIGH)`, `log(LOW, HIGH)` or
+    `choice(A, B, ...)`, and `if FIELD == VALUE` or `if FIELD in (A, B)` behind it where it only
+    matters then. Any field that decides what is trained: model.* and train.*. A third number of a
+    range is how many points a grid takes of it."""
+
+    search: Literal["random", "grid", "tpe", "pbt"] = "tpe"
+    """Where the next trial looks: `random`; `grid`, every combination; `tpe`, where earlier trials
+    say it pays (tree-structured Parzen estimator, Bergstra et al. 2011); `pbt`, a population
+    trained in turns, in which the worst copy the best and change them (Jaderberg et al. 2017)."""
+
+    trials: int = 16
+    """Configurations that are tried; with `pbt` the size of the population, with `grid` unused."""
+
+    stopping: Literal["auto", "none", "asha", "median"] = "auto"
+    """When a trial is stopped early: `asha`, unless it is among the best at each rung (Li et al.
+    2020); `median`, when it is below the others' median (Golovin et al. 2017). `auto` is asha with
+    one objective, and none with several and with pbt."""
+
+    objectives: tuple[str, ...] = ("val_accuracy",)
+    """What is to be good; the first one decides. `val_accuracy`, `val_loss`, `train_accuracy`,
+    `train_loss`, and of the network itself `num_parameters`, and of the INT8 model made of it
+    `latency_ms_b1` and `size_bytes`. Whether less or more is better is known."""
+
+    grace_epochs: float = 1.0
+    """Epochs every trial is given; asha's first rung."""
+
+    reduction_factor: int = 3
+    """Asha lets one of so many trials pass each rung, and its rungs lie so many times apart."""
+
+    startup_trials: int = 8
+    """Trials that are drawn by chance before tpe begins to learn from them."""
+
+    perturb_epochs: float = 2.0
+    """Epochs between two turns of pbt."""
+
+    max_failures: int = 1
+    """How often a trial that fails is tried again before it is recorded as failed."""
+
+    max_concurrent: int = 0
+    """Trials that run at once; 0 is as many as there is room for."""
+
+    trainable: Literal["auto", "function", "ddp"] = "auto"
+    """How a trial is trained: `function`, in one process; `ddp`, by `train.num_workers` workers as
+    the train job does it. `auto` is ddp where the cluster has room for two such trials at once
+    and at least eight CPUs or several GPUs."""
+
+    seed: int = 0
+    """Decides what is drawn; the trials' own seed is `train.seed`."""
+
+    def __post_init__(self) -> None:
+        _in_range("tune", self, 1, 1_000_000, "trials")
+        _in_range("tune", self, 0.001, 100_000, "grace_epochs", "perturb_epochs")
+        _in_range("tune", self, 2, 100, "reduction_factor")
+        _in_range("tune", self, 0, 100_000, "startup_trials", "max_failures", "max_concurrent")
+        _in_range("tune", self, 0, 2**32 - 1, "seed")
+        _check(
+            self.search != "pbt" or self.stopping in ("auto", "none"),
+            f"tune.stopping={self.stopping} and tune.search=pbt do not go together: a population "
+            "drops its worst by itself. Use --tune.stopping none.",
+        )
+        _check(
+            len(self.objectives) == 1 or self.stopping in ("auto", "none"),
+            f"tune.stopping={self.stopping} looks at one objective, and there are "
+            f"{len(self.objectives)}; a small and fast network would be stopped. Use "
+            "--tune.stopping none.",
+        )
+        _check(
+            len(self.objectives) == 1 or self.search != "pbt",
+            f"tune.search=pbt follows one objective, and there are {len(self.objectives)}; use "
+            "--tune.search tpe.",
+        )
+        _check(
+            len(set(self.objectives)) == len(self.objectives) > 0,
+            f"tune.objectives={self.objectives} must name one or more different figures.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingConfig:
+    """What is varied, one thing at a time, to see what more data, parameters or rows a step buy."""
+
+    data_shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    """Values of `train.data_share` to train with; none leaves this axis out."""
+
+    width_factors: tuple[float, ...] = (0.5, 0.71, 1.0, 1.41)
+    """Factors on `model.widths`, rounded to multiples of 8; parameters grow about with their
+    square. None leaves this axis out."""
+
+    batch_factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    """Factors on `train.global_batch_size`; none leaves this axis out."""
+
+    seeds: int = 3
+    """Runs of each point, with the seeds from `train.seed` on; their spread is what the
+    uncertainty is made from, so at least 2."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("data_shares", 1e-6, 1.0),
+            ("width_factors", 0.01, 100.0),
+            ("batch_factors", 0.001, 1000.0),
+        ):
+            values = getattr(self, name)
+            _check(
+                all(low <= value <= high for value in values),
+                f"scaling.{name}={values} must be numbers from {low:g} to {high:g}.",
+            )
+        _in_range("scaling", self, 2, 100, "seeds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeConfig:
     """How a checkpoint becomes a smaller model, and what it may lose."""
 
@@ -612,6 +732,12 @@ class Config:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """Batches to a checkpoint."""
+
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Many configurations to the best one."""
+
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    """What more data, parameters or larger batches would give."""
 
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     """Checkpoint to a smaller model."""

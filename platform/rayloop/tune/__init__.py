@@ -1,0 +1,1 @@
+"""TrainConfig and a space -> the best TrainConfig."""
