@@ -454,38 +454,6 @@ class ScalingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScalingConfig:
-    """What is varied, one thing at a time, to see what more data, parameters or rows a step buy."""
-
-    data_shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    """Values of `train.data_share` to train with; none leaves this axis out."""
-
-    width_factors: tuple[float, ...] = (0.5, 0.71, 1.0, 1.41)
-    """Factors on `model.widths`, rounded to multiples of 8; parameters grow about with their
-    square. None leaves this axis out."""
-
-    batch_factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """Factors on `train.global_batch_size`; none leaves this axis out."""
-
-    seeds: int = 3
-    """Runs of each point, with the seeds from `train.seed` on; their spread is what the
-    uncertainty is made from, so at least 2."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("data_shares", 1e-6, 1.0),
-            ("width_factors", 0.01, 100.0),
-            ("batch_factors", 0.001, 1000.0),
-        ):
-            values = getattr(self, name)
-            _check(
-                all(low <= value <= high for value in values),
-                f"scaling.{name}={values} must be numbers from {low:g} to {high:g}.",
-            )
-        _in_range("scaling", self, 2, 100, "seeds")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeConfig:
     """How a checkpoint becomes a smaller model, and what it may lose."""
 
@@ -767,9 +735,6 @@ class Config:
 
     tune: TuneConfig = field(default_factory=TuneConfig)
     """Many configurations to the best one."""
-
-    scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    """What more data, parameters or larger batches would give."""
 
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     """What more data, parameters or larger batches would give."""
