@@ -516,6 +516,58 @@ class RegistryConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SelectConfig:
+    """Which finished run is chosen for the registry, by what its models cost and are worth."""
+
+    max_latency_ms: float = 0.0
+    """Longest median time in milliseconds for one row, on the machine that measures; 0 is no
+    limit."""
+
+    min_accuracy: float = 0.0
+    """Smallest accuracy (0..1) of the quantized model on the validation split; 0 is no limit."""
+
+    max_bytes: int = 0
+    """Largest size of the model's file in bytes; 0 is no limit."""
+
+    prefer: Literal["accuracy", "latency", "throughput", "bytes"] = "accuracy"
+    """What decides among the models within the limits; what is equal within its error is a tie,
+    which the cheaper model wins."""
+
+    runs: tuple[str, ...] = ()
+    """Runs to compare; empty means all finished runs on the dataset version in question."""
+
+    sweep: str = ""
+    """Compare the trials of this sweep alone."""
+
+    register: bool = True
+    """Test the chosen run, quantize it against the test split and register it, if every gate lets
+    it through; else only the comparison is written."""
+
+    remeasure: bool = False
+    """Quantize and compare every run again, also those for which that was done on this machine."""
+
+    output: str = ""
+    """Name of the result under RAYLOOP_HOME/select; empty means the sweep's name, else dataset and
+    version."""
+
+    def __post_init__(self) -> None:
+        _in_range("select", self, 0.0, 1e7, "max_latency_ms")
+        _in_range("select", self, 0.0, 1.0, "min_accuracy")
+        _in_range("select", self, 0, 1e12, "max_bytes")
+        _check(
+            not (self.runs and self.sweep),
+            f"select.runs={' '.join(self.runs)} and select.sweep={self.sweep} exclude each other; "
+            "name runs, or a sweep.",
+        )
+        _check(
+            all(letter.isalnum() or letter in "-_." for letter in self.output)
+            and not self.output.startswith("."),
+            f"select.output={self.output!r} must be letters, digits, '-', '_' and '.', and begin "
+            "with no '.'.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
     """How the registered model answers requests."""
 
@@ -744,6 +796,9 @@ class Config:
 
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     """Model and evidence to a version."""
+
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """Finished runs to the one that is registered."""
 
     serve: ServeConfig = field(default_factory=ServeConfig)
     """Version to predictions."""
