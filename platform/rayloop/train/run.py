@@ -20,7 +20,7 @@ from rayloop.errors import RayloopError, WorkError
 from rayloop.logs import stage_logger
 from rayloop.models.classifier import count_parameters, summary
 from rayloop.storage import Storage
-from rayloop.tracking import Tracker
+from rayloop.tracking import TrackedDataset, Tracker
 from rayloop.train.checkpoint import checkpoint_paths, newest_good
 from rayloop.train.claim import claim_run, new_run_id, run_digest
 from rayloop.train.curves import draw_curves, draw_ledger, ledger_lines
@@ -78,9 +78,9 @@ def train(
         return done
     mlflow_run_id = ""
     if tracker:
-        mlflow_run_id = tracker.start_run(
-            config.run_id, params=to_dict(config), tags={"dataset_digest": dataset.digest}
-        )
+        folder = storage.path(dataset.folder)
+        data = TrackedDataset(dataset.name, dataset.version, dataset.digest, folder)
+        mlflow_run_id = tracker.start_run(config.run_id, params=to_dict(config), dataset=data)
 
     def on_each(record: Record) -> None:
         if tracker:
