@@ -90,7 +90,8 @@ def job(splits: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory) -
         clock=SYSTEM_CLOCK,
         folder=tmp_path_factory.mktemp("quantize"),
         train_rows=splits[0],
-        test_rows=splits[1],
+        split="test",
+        rows=splits[1],
         class_names=NAMES,
         features=cpu_features(),
     )
@@ -124,7 +125,7 @@ def test_export_answers_as_torch_does(
         ("image", "tensor(uint8)")
     ]
     assert [entry.name for entry in session.get_outputs()] == ["probabilities"]
-    images = job.test_rows.images[:7]
+    images = job.rows.images[:7]
     with torch.inference_mode():
         wanted = WithSoftmax(model)(torch.from_numpy(images)).numpy()
     for size in (1, 2, 7):
@@ -147,7 +148,7 @@ def test_int8_passes_and_every_figure_is_there(job: Job, result: QuantizeResult)
     assert abs(fp32.accuracy - static.accuracy) <= CONFIG.max_accuracy_drop
     assert static.size_bytes < fp32.size_bytes
     assert static.size_bytes == (job.folder / static.file).stat().st_size
-    assert sum(map(sum, result.confusion)) == result.test_rows == len(job.test_rows)
+    assert sum(map(sum, result.confusion)) == result.test_rows == len(job.rows)
     wrong = result.test_rows - round(static.accuracy * result.test_rows)
     assert len(result.mistakes) == min(24, wrong)
     line = result.summary()
@@ -170,7 +171,7 @@ def test_predictions_and_golden_rows_are_the_models_own(job: Job, result: Quanti
         answers = predict(session, golden["images"], 1)
         np.testing.assert_array_equal(answers, golden["probabilities"])
     with np.load(job.folder / "predictions.npz") as stored:
-        assert len(stored["row_ids"]) == len(job.test_rows)
+        assert len(stored["row_ids"]) == len(job.rows)
         accuracy = (stored["class_index"] == stored["labels"]).mean()
     assert accuracy == pytest.approx(result.method("int8_static").accuracy)
 
@@ -210,7 +211,7 @@ def test_search_leaves_out_layers_before_it_gives_up(
     """A gate nothing can pass costs as many attempts as configured, then the reasons stand."""
     config = replace(CONFIG, max_accuracy_drop=0.0, max_excluded_layers=2)
     strict = replace(job, config=config, folder=tmp_path)
-    perfect = np.eye(10, dtype=np.float32)[job.test_rows.labels]
+    perfect = np.eye(10, dtype=np.float32)[job.rows.labels]
     found = list(search(strict, quantizer, tmp_path / "int8.onnx", perfect))[-1]
     assert isinstance(found, Chosen)
     assert [len(attempt["excluded"]) for attempt in found.attempts] == [0, 1, 2]

@@ -13,9 +13,9 @@ def refusals(
 
     Args:
         config: Holds the limits.
-        fp32_accuracy: Share (0..1) of test rows that fp32 gets right.
+        fp32_accuracy: Share (0..1) of the rows that fp32 gets right.
         accuracy: The same of the quantized model.
-        agreement: Share (0..1) of test rows on which both choose the same class.
+        agreement: Share (0..1) of the rows on which both choose the same class.
     """
     reasons = []
     drop = fp32_accuracy - accuracy
@@ -26,7 +26,7 @@ def refusals(
         )
     if not agreement >= config.min_agreement - EPSILON:
         reasons.append(
-            f"it chooses fp32's class on {agreement:.4f} of the test rows; "
+            f"it chooses fp32's class on {agreement:.4f} of the rows; "
             f"quantize.min_agreement={config.min_agreement} is the least"
         )
     return reasons

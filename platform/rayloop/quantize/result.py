@@ -7,6 +7,9 @@ from typing import Any
 from rayloop.errors import Corrupt, DataMissing
 from rayloop.storage import Storage
 
+QUANTIZE_FOLDER = "quantize"
+"""Where the files lie that may be registered, inside a run's folder."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyPoint:
@@ -120,7 +123,7 @@ class QuantizeResult:
         dataset_digest: Its digest.
         class_names: Label names in index order.
         shape: Height, width, channels.
-        test_rows: Rows every accuracy is over.
+        test_rows: Rows every accuracy is over, those of `split`.
         calibration_rows: Training rows that set the ranges.
         methods: The compared methods, fp32 first.
         chosen: Name of the method that passed the gate, or empty.
@@ -141,6 +144,7 @@ class QuantizeResult:
         config: The quantize section.
         created_at: ISO 8601, UTC.
         seconds: Wall time of the whole work.
+        split: What was compared on: `test`, or `val` where models are compared to choose one.
     """
 
     run_id: str
@@ -171,6 +175,7 @@ class QuantizeResult:
     config: dict[str, Any]
     created_at: str
     seconds: float
+    split: str = "test"
 
     @property
     def passed(self) -> bool:
@@ -225,19 +230,26 @@ def _row(fields: dict[str, Any]) -> MethodRow:
     return MethodRow(**{**fields, "latency": points, "excluded_layers": excluded})
 
 
-def quantize_folder(run_id: str) -> str:
+def quantize_folder(run_id: str, name: str = QUANTIZE_FOLDER) -> str:
     """Where a run's quantized files lie, relative to the storage root."""
-    return f"runs/{run_id}/quantize"
+    return f"runs/{run_id}/{name}"
 
 
-def load_quantize_result(storage: Storage, run_id: str) -> QuantizeResult:
-    """Read what `jobs/quantize.py` wrote for a run.
+def load_quantize_result(
+    storage: Storage, run_id: str, folder_name: str = QUANTIZE_FOLDER
+) -> QuantizeResult:
+    """Read what quantization wrote for a run.
+
+    Args:
+        storage: The root.
+        run_id: The run.
+        folder_name: Where the files lie, inside the run's folder.
 
     Raises:
         DataMissing: The run was not quantized.
         Corrupt: The file is damaged.
     """
-    path = f"{quantize_folder(run_id)}/result.json"
+    path = f"{quantize_folder(run_id, folder_name)}/result.json"
     if not storage.exists(path):
         raise DataMissing(
             f"Run {run_id!r} has no {storage.path(path)}: it is not quantized yet. "

@@ -29,7 +29,12 @@ from rayloop.quantize.cpu import cpu_features, needs_reduced_range
 from rayloop.quantize.export import export_onnx
 from rayloop.quantize.gate import refusals
 from rayloop.quantize.methods import FP32, INT8_DYNAMIC, INT8_STATIC, StaticQuantizer
-from rayloop.quantize.result import MethodRow, QuantizeResult, quantize_folder
+from rayloop.quantize.result import (
+    QUANTIZE_FOLDER,
+    MethodRow,
+    QuantizeResult,
+    quantize_folder,
+)
 from rayloop.quantize.session import Probabilities, open_session, predict
 from rayloop.storage import Storage
 from rayloop.train.result import TrainResult, load_model, load_result
@@ -49,7 +54,8 @@ class Job:
         clock: Times the methods and the work.
         folder: Local folder in which the files are made.
         train_rows: Rows to calibrate on.
-        test_rows: Rows to compare on.
+        split: Name of the split that is compared on.
+        rows: Its rows.
         class_names: Label names in index order.
         features: The machine's, as `cpu_features` returns them.
     """
@@ -58,7 +64,8 @@ class Job:
     clock: Clock
     folder: Path
     train_rows: Split
-    test_rows: Split
+    split: str
+    rows: Split
     class_names: tuple[str, ...]
     features: tuple[str, ...]
 
@@ -81,7 +88,12 @@ class Chosen:
 
 
 def quantize_run(
-    storage: Storage, config: QuantizeConfig, run_id: str, clock: Clock
+    storage: Storage,
+    config: QuantizeConfig,
+    run_id: str,
+    clock: Clock,
+    split: str = "test",
+    folder_name: str = QUANTIZE_FOLDER,
 ) -> Iterator[str | QuantizeResult]:
     """Export, quantize, compare and judge a run's model, and publish the files in one step.
 
@@ -90,6 +102,8 @@ def quantize_run(
         config: The quantize section.
         run_id: The run; empty means the newest.
         clock: Times the methods and the work.
+        split: What is compared on; the calibration is on training rows whatever it is.
+        folder_name: Where the files go, inside the run's folder.
 
     Yields:
         Lines that say how far the work is, and at last the result.
@@ -109,7 +123,8 @@ def quantize_run(
             clock=clock,
             folder=Path(folder),
             train_rows=read_split(storage, dataset, "train"),
-            test_rows=read_split(storage, dataset, "test"),
+            split=split,
+            rows=read_split(storage, dataset, split),
             class_names=trained.class_names,
             features=cpu_features(),
         )
@@ -125,7 +140,7 @@ def quantize_run(
             )
         result = replace(result, seconds=clock.monotonic() - began)
         Storage(folder).write_json("result.json", result.to_json())
-        storage.publish(job.folder, quantize_folder(trained.run_id))
+        storage.publish(job.folder, quantize_folder(trained.run_id, folder_name))
     yield result
 
 
@@ -149,9 +164,9 @@ def quantize_model(
         reduce_range=reduce_range,
         cache=job.folder / "ranges.json",
     )
-    images = job.test_rows.images
+    images = job.rows.images
     answers = {name: predict(open_session(files[name]), images) for name in (FP32, INT8_DYNAMIC)}
-    yield f"fp32: accuracy {accuracy(answers[FP32], job.test_rows.labels):.4f}; calibrating INT8"
+    yield f"fp32: accuracy {accuracy(answers[FP32], job.rows.labels):.4f}; calibrating INT8"
     chosen = Chosen(excluded=(), reasons=[], attempts=(), sensitivity=())
     for item in search(job, quantizer, files[INT8_STATIC], answers[FP32]):
         if isinstance(item, Chosen):
@@ -178,7 +193,7 @@ def search(
     Yields:
         Lines that say how far the work is, and at last what was chosen.
     """
-    labels, limit = job.test_rows.labels, job.config.max_excluded_layers
+    labels, limit = job.rows.labels, job.config.max_excluded_layers
     sensitivity: tuple[methods.LayerError, ...] = ()
     attempts: list[dict[str, Any]] = []
     reasons: list[str] = []
@@ -192,7 +207,7 @@ def search(
             break
         excluded = tuple(entry.layer for entry in sensitivity[:count])
         quantizer.write(target, excluded)
-        answers = predict(open_session(target), job.test_rows.images)
+        answers = predict(open_session(target), job.rows.images)
         score, agreed = accuracy(answers, labels), agreement(answers, fp32_answers)
         reasons = refusals(job.config, accuracy(fp32_answers, labels), score, agreed)
         attempts.append(
@@ -213,7 +228,7 @@ def compare_methods(
     job: Job, files: dict[str, Path], answers: dict[str, Probabilities], chosen: Chosen
 ) -> tuple[MethodRow, ...]:
     """Time all methods in turns and put every figure about each into its row."""
-    images = job.test_rows.images
+    images = job.rows.images
     sessions = {name: open_session(file, job.config.num_threads) for name, file in files.items()}
     points = [
         measure_latency(sessions, images, size, job.config.seconds_per_point, job.clock)
@@ -225,7 +240,7 @@ def compare_methods(
             file,
             answers[name],
             answers[FP32],
-            job.test_rows.labels,
+            job.rows.labels,
             job.class_names,
             batch_difference(sessions[name], images),
             tuple(point[name] for point in points),
@@ -238,10 +253,10 @@ def compare_methods(
 def save_arrays(job: Job, answers: Probabilities) -> None:
     """Write the static model's answers.
 
-    `predictions.npz` holds those for all test rows, `golden.npz` a few images with their answers,
-    by which a server proves that it computes the same.
+    `predictions.npz` holds those for all rows of the split, `golden.npz` a few images with their
+    answers, by which a server proves that it computes the same.
     """
-    rows = job.test_rows
+    rows = job.rows
     np.savez_compressed(
         job.folder / "predictions.npz",
         row_ids=rows.row_ids,
@@ -272,7 +287,7 @@ def make_result(
     """The record of a finished comparison; `seconds` is filled in by `quantize_run`."""
     by_name = {row.name: row for row in rows}
     fp32, static = by_name[FP32], by_name[INT8_STATIC]
-    labels = job.test_rows.labels
+    labels = job.rows.labels
     constants = graph.weight_bytes(onnx.load(job.folder / static.file))
     return QuantizeResult(
         run_id=trained.run_id,
@@ -283,6 +298,7 @@ def make_result(
         dataset_digest=trained.dataset_digest,
         class_names=job.class_names,
         shape=trained.shape,
+        split=job.split,
         test_rows=len(labels),
         calibration_rows=calibrated,
         methods=rows,
@@ -297,7 +313,7 @@ def make_result(
         speedup_b32=fp32.at_batch(32).median_ms / static.at_batch(32).median_ms,
         overhead_bytes=static.size_bytes - constants,
         confusion=confusion(answers, labels, len(job.class_names)),
-        mistakes=worst_mistakes(answers, labels, job.test_rows.row_ids, WORST_MISTAKES),
+        mistakes=worst_mistakes(answers, labels, job.rows.row_ids, WORST_MISTAKES),
         num_threads=job.config.num_threads,
         cpu_features=job.features,
         reduce_range=needs_reduced_range(job.features),
