@@ -31,6 +31,18 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+TUNE_ENVIRONMENT = {
+    # A sweep keeps its own records, each written before it has an effect.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Every record is to be answered before the next epoch begins.
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A trial that was stopped early leaves its thread at its next record.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -46,7 +58,12 @@ def set_environment(extra: dict[str, str] | None = None) -> None:
     Args:
         extra: Further variables, e.g. those of `rayloop.haproxy.environment`.
     """
-    for name, value in {**QUIET_ENVIRONMENT, **TRAIN_ENVIRONMENT, **(extra or {})}.items():
+    for name, value in {
+        **QUIET_ENVIRONMENT,
+        **TRAIN_ENVIRONMENT,
+        **TUNE_ENVIRONMENT,
+        **(extra or {}),
+    }.items():
         os.environ.setdefault(name, value)
 
 
@@ -111,9 +128,13 @@ def check_room(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> int:
         DoesNotFit: The sums, per node, and what to change.
     """
     cpus = cpus_per_worker or divide_cpus(cpus_of_nodes(), num_workers)
-    nodes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _live_nodes()]
-    refuse_unless_fits(nodes, num_workers, cpus, use_gpu)
+    refuse_unless_fits(sizes_of_nodes(), num_workers, cpus, use_gpu)
     return cpus
+
+
+def sizes_of_nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each live node of the connected cluster."""
+    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _live_nodes()]
 
 
 def cpus_of_nodes() -> list[float]:

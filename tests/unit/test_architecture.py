@@ -28,6 +28,8 @@ MAY_IMPORT_RAY = {
     "train/progress",
     "train/worker",
     "train/run",
+    "tune/run",
+    "tune/trainable",
     "quantize/run",
     "serve/app",
     "serve/dedicated",

@@ -51,6 +51,11 @@ def claim_run(config: Config, dataset: DatasetVersion, storage: Storage) -> None
     Raises:
         ConfigError: Names the first few differences.
     """
+    if storage.exists(f"runs/{config.run_id}/sweep.json"):
+        raise ConfigError(
+            f"Run {config.run_id!r} is a sweep; go on with it by jobs/tune.py, or use another "
+            "--run-id."
+        )
     path = f"runs/{config.run_id}/config.json"
     mine = {**to_dict(config), "dataset_digest": dataset.digest}
     if not storage.exists(path):

@@ -1,0 +1,118 @@
+"""A sweep's trials -> MLflow runs under the sweep's own, written by the driver alone.
+
+The sweep's records are on disk first. So after a kill all records of a trial are handed over again;
+the tracker leaves out the steps it has.
+"""
+
+from types import TracebackType
+from typing import Self
+
+from rayloop.config import to_dict
+from rayloop.data.versions import DatasetVersion
+from rayloop.storage import Storage
+from rayloop.tracking import TrackedDataset, Tracker
+from rayloop.tune.result import TuneResult
+from rayloop.tune.sweep import Sweep
+from rayloop.tune.trial import Trial
+
+ENDS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
+
+
+class SweepTracking:
+    """The parent run of a sweep and one child a trial; a context that ends the parent.
+
+    Args:
+        sweep: The sweep.
+        tracker: The database.
+        storage: The root, for where the data lies.
+        dataset: What it trains on.
+    """
+
+    def __init__(
+        self, sweep: Sweep, tracker: Tracker, storage: Storage, dataset: DatasetVersion
+    ) -> None:
+        self._sweep, self._tracker, self._storage = sweep, tracker, storage
+        self._dataset = TrackedDataset(
+            dataset.name, dataset.version, dataset.digest, storage.path(dataset.folder)
+        )
+        self._parent = ""
+        self._runs: dict[int, str] = {}
+
+    def __enter__(self) -> Self:
+        config = self._sweep.config
+        self._parent = self._tracker.start_run(
+            config.run_id, to_dict(config), {"rayloop.kind": "sweep"}, dataset=self._dataset
+        )
+        for trial in self._sweep.trials:
+            self._catch_up(trial)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+            self._tracker.finish(self._parent, status)
+
+    def begin(self, trial: Trial) -> None:
+        """A trial begins, for the first time or again."""
+        config = self._sweep.settings_of(trial)
+        self._runs[trial.number] = self._tracker.start_run(
+            trial.run_id,
+            to_dict(config),
+            {"rayloop.kind": "trial"},
+            parent=self._sweep.config.run_id,
+            dataset=self._dataset,
+        )
+        self._log(trial)
+
+    def record(self, trial: Trial) -> None:
+        """A trial has one more record."""
+        newest = trial.records[-1]
+        self._tracker.log_metrics(self._runs[trial.number], newest, step=int(newest["step"]))
+
+    def end(self, trial: Trial) -> None:
+        """A trial is over."""
+        run_id = self._runs.pop(trial.number)
+        step = int(trial.records[-1]["step"]) if trial.records else 0
+        self._tracker.log_metrics(run_id, {**trial.costs, "epochs": trial.epochs}, step)
+        self._tracker.tag(run_id, {"rayloop.status": trial.status, "rayloop.error": trial.error})
+        self._tracker.finish(run_id, ENDS[trial.status])
+
+    def conclude(self, result: TuneResult) -> None:
+        """The sweep is over: its figures, its picture, and what the winner's test said."""
+        figures = {
+            "best_score": result.best_score,
+            "test_accuracy": result.test_accuracy,
+            "budget_epochs": result.budget_epochs,
+            "num_trials": result.num_trials,
+            "failed_trials": result.failed,
+        }
+        self._tracker.log_metrics(self._parent, figures)
+        self._tracker.log_picture(self._parent, "sweep.png", self._storage.read(result.picture))
+        self._tracker.tag(self._parent, {"rayloop.best": result.best_run_id})
+        winner = self._tracker.find(result.best_run_id)
+        if winner:
+            steps = [trial for trial in self._sweep.trials if trial.run_id == result.best_run_id]
+            self._tracker.log_metrics(
+                winner,
+                {"test_accuracy": result.test_accuracy, "floor_accuracy": result.floor_accuracy},
+                step=int(steps[0].records[-1]["step"]),
+            )
+        self._tracker.finish(self._parent)
+
+    def _catch_up(self, trial: Trial) -> None:
+        """What a kill came before: a trial over on disk that the database has as running."""
+        if not trial.is_over:
+            return
+        tracked = self._tracker.read(trial.run_id)
+        if tracked is None or tracked.status == "RUNNING":
+            self.begin(trial)
+            self.end(trial)
+
+    def _log(self, trial: Trial) -> None:
+        for record in trial.records:
+            self._tracker.log_metrics(self._runs[trial.number], record, step=int(record["step"]))

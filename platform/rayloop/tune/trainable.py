@@ -1,0 +1,87 @@
+"""A trial's configuration -> records, reported to Ray Tune from the process that trains it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import ray.tune
+import torch
+
+from rayloop.config import Config
+from rayloop.data.versions import DatasetVersion, Split, open_version, read_split
+from rayloop.errors import RayloopError
+from rayloop.storage import Storage
+from rayloop.train.alone import Segment, train_alone
+from rayloop.train.checkpoint import newest_good
+from rayloop.train.loop import Record
+from rayloop.train.run import train
+
+Measure = Callable[[Storage, Config], dict[str, float]]
+"""What a network costs before it is trained: `latency_ms_b1`, `size_bytes` and so on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialWork:
+    """What every trial of a sweep shares.
+
+    Attributes:
+        root: Of the storage.
+        kind: `function` trains in this process, `ddp` by workers of its own.
+        num_threads: Of a trial in one process.
+        measure: Where a cost is among the objectives.
+    """
+
+    root: str
+    kind: Literal["function", "ddp"]
+    num_threads: int
+    measure: Measure | None
+
+
+def run_trial(settings: dict[str, Any], work: TrialWork) -> None:
+    """Train one trial; what it reports is `record`, `costs` or, for good, `failed`.
+
+    Tune ends it out of a report where the sweep says so. An error of rayloop's own would come
+    again, so it is reported and not raised; any other one is Tune's to try again.
+
+    Args:
+        settings: `config`, the trial's whole configuration, and `segment`, its part of a run.
+        work: What all trials share.
+    """
+    config: Config = settings["config"]
+    segment: Segment = settings["segment"]
+    storage = Storage(work.root)
+
+    def on_record(record: Record) -> None:
+        ray.tune.report({"record": list(record.items())})  # Tune takes dictionaries apart
+
+    try:
+        if work.measure:
+            ray.tune.report({"costs": list(work.measure(storage, config).items())})
+        if work.kind == "ddp":
+            _train_by_workers(config, storage, on_record)
+            return
+        torch.set_num_threads(work.num_threads)
+        dataset, splits = _rows(work.root, config.data.dataset_name, config.data.version)
+        train_alone(config, storage, dataset, splits, on_record, segment)
+    except RayloopError as error:
+        ray.tune.report({"failed": str(error)})
+
+
+def _train_by_workers(
+    config: Config, storage: Storage, on_record: Callable[[Record], None]
+) -> None:
+    """Train as the train job does it; what is known from before is told first."""
+    start = newest_good(storage, config.run_id)
+    for record in start.state["history"] if start else []:
+        on_record(record)
+    for record in train(config, storage, tracker=None, on_record=on_record).history:
+        on_record(record)
+
+
+@lru_cache(maxsize=1)
+def _rows(root: str, name: str, version: str) -> tuple[DatasetVersion, dict[str, Split]]:
+    """The rows a trial needs, read once in a process that trains one trial after the other."""
+    storage = Storage(root)
+    dataset = open_version(storage, name, version)
+    return dataset, {split: read_split(storage, dataset, split) for split in ("train", "val")}
