@@ -12,12 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "rayloop"
-STAGES = ["data", "models", "train", "tune", "quantize", "registry", "serve", "pipeline"]
+STAGES = [
+    "data", "models", "train", "tune", "quantize", "registry", "select", "serve", "pipeline"
+]  # fmt: skip
 """Rooms in the order of the pipeline; a room imports only those before it."""
 
 PURE_BASE = {
     "config", "presets", "errors", "clock", "storage", "logs", "code_version", "tracking",
-    "haproxy", "metrics",
+    "haproxy", "metrics", "drawing",
 }  # fmt: skip
 BASE = PURE_BASE | {"cluster", "jobs_entry", "cli"}
 MAY_IMPORT_RAY = {
@@ -47,6 +49,7 @@ MUST_BE_PURE = PURE_BASE | {
     "models/zoo",
     "quantize/work",
     "registry/register",
+    "select/front",
     "serve/batcher",
     "serve/http",
     "train/average",

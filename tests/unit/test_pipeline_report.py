@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from rayloop.data.versions import DatasetVersion
-from rayloop.pipeline.pictures import grid_png, pareto_front
+from rayloop.pipeline.pictures import grid_png, speed_front
 from rayloop.pipeline.report import Evidence, half_width, write_report
 from rayloop.quantize.result import LatencyPoint, MethodRow, Mistake, QuantizeResult
 from rayloop.registry.release import ReleaseRecord
@@ -228,21 +226,10 @@ def test_a_grid_keeps_every_pixel_and_leaves_gaps_open() -> None:
     assert (grid[8:10, :, 3] == 0).all() and (grid[:, 10:12, 3] == 0).all()
 
 
-def test_the_front_holds_whom_nobody_beats() -> None:
-    points = [("slow", 0.95, 9.0), ("best", 0.95, 3.0), ("fast", 0.9, 1.0), ("bad", 0.89, 2.0)]
-    assert pareto_front(points) == ["fast", "best"]
-    assert pareto_front([("a", 0.9, 1.0), ("b", 0.9, 1.0)]) == ["a", "b"]
-    assert pareto_front([]) == []
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=12))
-def test_a_point_is_on_the_front_or_beaten_by_one_that_is(values: list[tuple[int, int]]) -> None:
-    points = [(str(i), a / 5, float(ms)) for i, (a, ms) in enumerate(values)]
-    front = pareto_front(points)
-    held = [point for point in points if point[0] in front]
-    for name, accuracy, ms in points:
-        beaten = any(a >= accuracy and t <= ms and (a, t) != (accuracy, ms) for _, a, t in held)
-        assert (name in front) != beaten
+def test_the_front_names_the_methods_nobody_beats_the_fastest_first() -> None:
+    rows = [method(*row) for row in (("slow", 0.95, 1, 9.0), ("best", 0.95, 1, 3.0),
+                                     ("fast", 0.9, 1, 1.0), ("bad", 0.89, 1, 2.0))]  # fmt: skip
+    assert speed_front(rows) == ["fast", "best"]
 
 
 def test_the_interval_is_wilsons() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from rayloop.pipeline.pictures import Picture, data_uri
+from rayloop.drawing import Picture
+from rayloop.pipeline.pictures import data_uri
 
 STYLE = """
 :root { color-scheme: light dark; --ground:#f3f5f9; --card:#ffffff; --ink:#1c2230; --soft:#5d6780;

@@ -2,24 +2,18 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
-
-import matplotlib
-
-matplotlib.use("Agg")
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
+from rayloop.drawing import COLORS, Picture, in_both_looks, plain_numbers, to_png
 from rayloop.quantize.result import MethodRow
+from rayloop.select.front import pareto_front
 
 Images = npt.NDArray[np.uint8]
 
@@ -28,51 +22,6 @@ MAX_WRITTEN_CLASSES = 20
 
 FRONT = "#8a93a6"
 HISTOGRAM_BINS = 48
-INK = {"light": ("#ffffff", "#2a3040", "#c9cfda"), "dark": ("#1a1f2b", "#d5dae5", "#414a5e")}
-"""Ground, text and line colour of each look; the grounds are those of the page's cards."""
-
-COLORS = ("#3b7dd8", "#e0823d", "#2ba37b", "#a06be0", "#d8548a")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One figure as two PNG files: for a light page and for a dark one."""
-
-    light: bytes
-    dark: bytes
-
-
-def in_both_looks(draw: Callable[[], bytes]) -> Picture:
-    """Draw a figure twice, with the colours of a light and of a dark page.
-
-    Args:
-        draw: Gives a PNG; its matplotlib defaults are what changes.
-    """
-    drawn = {}
-    for look in INK:
-        with _look(look):
-            drawn[look] = draw()
-    return Picture(light=drawn["light"], dark=drawn["dark"])
-
-
-def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[str]:
-    """Names of the methods that no other one beats in accuracy and latency together.
-
-    Args:
-        points: Name, accuracy (higher is better) and latency (lower is better) of each method.
-
-    Returns:
-        Names, the fastest first. Of equal points all are kept.
-    """
-
-    def beaten(point: tuple[str, float, float]) -> bool:
-        _, accuracy, latency = point
-        return any(
-            a >= accuracy and ms <= latency and (a > accuracy or ms < latency)
-            for _, a, ms in points
-        )
-
-    return [name for name, _, _ in sorted(filter(lambda p: not beaten(p), points), key=_latency)]
 
 
 def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> Picture:
@@ -98,7 +47,7 @@ def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[
             axis.set_yticks(range(len(class_names)), class_names)
         axis.tick_params(length=0)
         axis.grid(visible=False)
-        return _png(figure)
+        return to_png(figure)
 
     return in_both_looks(draw)
 
@@ -118,18 +67,24 @@ def latency_picture(rows: Sequence[MethodRow]) -> Picture:
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.set_xlabel("rows in a call")
         axis.set_ylabel("median latency of a call, ms")
-        _plain_numbers(axis.yaxis)
+        plain_numbers(axis.yaxis)
         axis.legend()
-        return _png(figure)
+        return to_png(figure)
 
     return in_both_looks(draw)
 
 
+def speed_front(rows: Sequence[MethodRow]) -> list[str]:
+    """Names of the methods no other one beats in accuracy and latency together, fastest first."""
+    figures = [(row.accuracy, row.at_batch(1).median_ms) for row in rows]
+    front = pareto_front(figures, ("highest", "lowest"))
+    return [rows[at].name for at in sorted(front, key=lambda at: figures[at][1])]
+
+
 def pareto_picture(rows: Sequence[MethodRow]) -> Picture:
     """Accuracy against latency at batch size 1, the Pareto front joined and ringed."""
-    points = [(row.name, row.accuracy, row.at_batch(1).median_ms) for row in rows]
-    place = {name: (latency_ms, 100 * accuracy) for name, accuracy, latency_ms in points}
-    front = pareto_front(points)
+    place = {row.name: (row.at_batch(1).median_ms, 100 * row.accuracy) for row in rows}
+    front = speed_front(rows)
 
     def draw() -> bytes:
         figure, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
@@ -145,7 +100,7 @@ def pareto_picture(rows: Sequence[MethodRow]) -> Picture:
         axis.set_ylabel("test accuracy, %")
         axis.ticklabel_format(useOffset=False)
         axis.legend(loc="lower right")
-        return _png(figure)
+        return to_png(figure)
 
     return in_both_looks(draw)
 
@@ -166,11 +121,11 @@ def histogram_picture(latencies_ms: Sequence[float], marks_ms: Mapping[str, floa
         for color, (name, mark_ms) in zip((COLORS[2], COLORS[1]), marks_ms.items(), strict=False):
             axis.axvline(mark_ms, color=color, lw=1.8, label=f"{name} {mark_ms:.3g} ms")
         axis.set_xscale("log")
-        _plain_numbers(axis.xaxis)
+        plain_numbers(axis.xaxis)
         axis.set_xlabel("latency of a request, ms")
         axis.set_ylabel("requests")
         axis.legend()
-        return _png(figure)
+        return to_png(figure)
 
     return in_both_looks(draw)
 
@@ -205,10 +160,6 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _latency(point: tuple[str, float, float]) -> float:
-    return point[2]
-
-
 def _rgb(image: Images) -> Images:
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
@@ -224,50 +175,8 @@ def _cycle() -> Iterator[str]:
         yield from COLORS
 
 
-def _plain_numbers(axis: Any) -> None:
-    """Write a logarithmic axis as 0.2, 1, 5 and not as powers of ten."""
-    low, high = axis.get_view_interval()
-    narrow = high / low < 30
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    steps = (1, 2, 5) if narrow else (1,)
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=steps))
-    axis.set_major_formatter(plain)
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _write_counts(axis: Axes, counts: npt.NDArray[np.int64], shares: Any) -> None:
     for (i, j), count in np.ndenumerate(counts):
         ink = "#ffffff" if np.sqrt(shares[i, j]) > 0.6 else "#24304a"
         faint = 0.35 if count == 0 else 1.0
         axis.text(j, i, f"{count}", ha="center", va="center", color=ink, alpha=faint, fontsize=9)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _look(name: str) -> Iterator[None]:
-    ground, text, line = INK[name]
-    settings: dict[str, Any] = {
-        "font.size": 10.5,
-        "axes.prop_cycle": cycler(color=COLORS),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.edgecolor": line,
-        "grid.color": line,
-        "grid.alpha": 0.45,
-        "legend.frameon": False,
-        "lines.linewidth": 1.9,
-    }
-    grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    texts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-    settings |= dict.fromkeys(grounds, ground) | dict.fromkeys(texts, text)
-    with matplotlib.rc_context():
-        plt.rcParams.update(cast(Any, settings))
-        yield

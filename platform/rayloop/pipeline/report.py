@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rayloop.data.versions import SPLITS, DatasetVersion
+from rayloop.drawing import in_both_looks
 from rayloop.pipeline import page, sections
-from rayloop.pipeline.pictures import grid_png, in_both_looks
+from rayloop.pipeline.pictures import grid_png
 from rayloop.pipeline.sections import percent, size
 from rayloop.quantize.methods import FP32, INT8_STATIC
 from rayloop.quantize.result import QuantizeResult

@@ -11,8 +11,8 @@ from rayloop.pipeline.pictures import (
     histogram_picture,
     image_png,
     latency_picture,
-    pareto_front,
     pareto_picture,
+    speed_front,
 )
 from rayloop.quantize.methods import FP32, INT8_STATIC
 from rayloop.quantize.result import MethodRow, QuantizeResult
@@ -103,8 +103,7 @@ def quantization(quantized: QuantizeResult) -> str:
 def latency(quantized: QuantizeResult) -> str:
     """Latency against batch size, and accuracy against latency with the Pareto front."""
     rows = quantized.methods
-    points = [(row.name, row.accuracy, row.at_batch(1).median_ms) for row in rows]
-    front = ", ".join(pareto_front(points))
+    front = ", ".join(speed_front(rows))
     curves = page.picture(latency_picture(rows), "latency against batch size")
     spots = page.picture(pareto_picture(rows), "accuracy against latency")
     return page.section(

@@ -1,0 +1,1 @@
+"""Finished runs -> the one to register."""
