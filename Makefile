@@ -3,15 +3,17 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+PORT ?= 5000
 BIN := .venv/bin
+UI := .venv-ui/bin
 export PYTHONUNBUFFERED := 1
 # What a caller's environment holds must not leak into the project's own.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo serve test check fix bench lock clean
+.PHONY: help setup demo serve ui test check fix bench lock lock-ui clean
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: .venv/ready ## create .venv from the lock file
 
@@ -33,6 +35,29 @@ demo: setup ## raw images to a served INT8 model, with report.html
 serve: setup ## serve the champion of the last run until Ctrl-C
 	@$(BIN)/python jobs/serve.py laptop
 
+# MLflow's server wants other versions than ours, so it has an environment of its own.
+.venv-ui/ready: requirements-ui.lock | .venv/ready
+	@echo "setting up .venv-ui (half a minute and 850 MB the first time)"
+	@$(UI)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear --without-pip .venv-ui
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(UI)/python requirements-ui.lock
+	@touch $@
+
+ui: ## MLflow's own interface on all runs, until Ctrl-C (PORT=5000)
+	@home="$${RAYLOOP_HOME:-.rayloop}"; \
+	case "$$home" in \
+	*://*) echo "make: RAYLOOP_HOME=$$home is no local folder, so its runs are on the MLflow server that registry.tracking_uri names; open that address instead"; exit 1;; \
+	/*) ;; \
+	*) home="$(CURDIR)/$$home";; \
+	esac; \
+	[ -f "$$home/mlflow.db" ] || { echo "make: there are no runs under $$home yet (no mlflow.db); make one with: $(BIN)/python jobs/pipeline.py smoke"; exit 1; }; \
+	$(MAKE) --no-print-directory -s .venv-ui/ready; \
+	$(UI)/python -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1]))).close()' "$(PORT)" 2>/dev/null || { echo "make: PORT=$(PORT) is no free port; choose another: make ui PORT=5001"; exit 1; }; \
+	echo "MLflow on $$home: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning (Ctrl-C stops it)"; \
+	cd "$$home"; \
+	PYTHONWARNINGS=ignore MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec "$(CURDIR)/$(UI)/mlflow" server \
+		--backend-store-uri "sqlite:///$$home/mlflow.db" --default-artifact-root "file://$$home/mlartifacts" \
+		--no-serve-artifacts --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts '--log-level warning'
+
 test: setup ## run every test
 	@$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e
 
@@ -51,6 +76,9 @@ bench: setup ## run benchmarks/ and write the result files
 
 lock: setup ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-header --no-annotate --upgrade -o requirements.lock pyproject.toml
+
+lock-ui: setup ## resolve MLflow's server, of the version in requirements.lock, anew
+	@sed -n 's/^mlflow-skinny==/mlflow==/p' requirements.lock | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade -o requirements-ui.lock -
 
 clean: ## remove what was built and run, but not .venv
 	@rm -rf .rayloop report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,10 +37,12 @@ COMMIT_TAG = "mlflow.source.git.commit"
 CHANGED_TAG = "mlflow.source.git.dirty"
 EARLIER_CODE_TAG = "rayloop.earlier_code"
 """Commits of a run's earlier sessions, oldest first, where the code changed between two of them."""
+KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's pages then speak of training runs, and not of prompts and traces."""
 QUIET_LOGGERS = ("mlflow", "alembic")
 LONGEST_PARAMETER = 500
-LONGEST_DATASET_DIGEST = 36
-"""MLflow's own limit; the tag has all of it."""
+SHOWN_DIGEST = 12
+"""Digits of a dataset's digest on MLflow's pages, which take 36 at most; the tag has all of it."""
 PARAMETERS_PER_CALL = 100
 MOST_RUNS = 50_000
 """MLflow gives at most so many at a time."""
@@ -104,7 +106,9 @@ def open_client(storage: Storage, configured: str) -> Any:
         with exclusive(storage, "mlflow"):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             if client.get_experiment_by_name(EXPERIMENT) is None:
-                client.create_experiment(EXPERIMENT, artifact_location=_artifacts_of(storage))
+                client.create_experiment(
+                    EXPERIMENT, artifact_location=_artifacts_of(storage), tags=KIND_TAG
+                )
     return client
 
 
@@ -423,7 +427,7 @@ def _dataset_input(dataset: TrackedDataset) -> Any:
     scheme, found, _ = dataset.source.partition("://")
     about = Dataset(
         name=dataset.name,
-        digest=dataset.digest[:LONGEST_DATASET_DIGEST],
+        digest=dataset.digest[:SHOWN_DIGEST],
         source_type=scheme if found else "local",
         source=json.dumps({"uri": dataset.source}),
         profile=json.dumps({"version": dataset.version, "digest": dataset.digest}),

@@ -90,7 +90,7 @@ def test_a_trial_stands_under_its_parent_with_settings_data_and_code(
     assert told.items() <= run.data.tags.items()
     assert run.data.params == {"train.lr": "0.1"}
     (data,) = run.inputs.dataset_inputs
-    assert (data.dataset.name, data.dataset.digest) == ("digits", "d" * 36)
+    assert (data.dataset.name, data.dataset.digest) == ("digits", "d" * 12)
     assert json.loads(data.dataset.source) == {"uri": "/data/digits/abc"}
     assert (run.info.run_name, run.info.status) == ("t1", "RUNNING")
 
