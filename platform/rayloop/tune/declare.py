@@ -38,6 +38,7 @@ from rayloop.tune.space import (
 
 SECTIONS = ("model", "train")
 TRIED_SAMPLES = 200
+TRIED_ENDS = 30
 EXAMPLE = "as in train.learning_rate=log(0.001, 0.1) or train.optimizer=choice(adamw, sgd)"
 
 
@@ -283,7 +284,7 @@ def _refuse_contradictions(space: Space) -> None:
     ends = [
         space.matter({**assignment, dimension.field: value})
         for dimension in space.dimensions
-        for assignment in drawn
+        for assignment in drawn[:TRIED_ENDS]
         if space.is_active(dimension, assignment)
         for value in _ends(dimension.domain)
     ]

@@ -86,7 +86,7 @@ def next_member(
     assignment = parent.assignment
     if is_copy:
         assignment = perturbed(space, assignment, random)
-    return Suggestion(assignment, parent.number, config.perturb_epochs * turn, stop)
+    return Suggestion(assignment, parent.number, parent.records[-1]["epoch"], stop)
 
 
 def _parent(

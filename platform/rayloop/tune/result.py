@@ -23,6 +23,8 @@ class TuneResult:
         stopped: Those that were stopped early.
         failed: Those that failed.
         budget_epochs: Epochs trained in all trials.
+        schedule: For a population, from which epoch on the winner's model had which settings; empty
+            where it had the same from its first epoch.
         front: Run ids that no other finished trial beats in all objectives.
         picture: Where the picture is, relative to the storage root.
         seconds: Wall time of the last session.
@@ -40,6 +42,7 @@ class TuneResult:
     stopped: int
     failed: int
     budget_epochs: float
+    schedule: list[dict[str, Any]] = field(default_factory=list)
     front: list[str] = field(default_factory=list)
     picture: str = ""
     seconds: float = 0.0

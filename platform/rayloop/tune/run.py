@@ -40,7 +40,7 @@ from rayloop.tune.suggestion import Wait
 from rayloop.tune.sweep import Sweep, read_space
 from rayloop.tune.track import SweepTracking
 from rayloop.tune.trainable import Measure, TrialWork, run_trial
-from rayloop.tune.trial import Trial
+from rayloop.tune.trial import Trial, lineage
 
 log = stage_logger("tune")
 
@@ -189,14 +189,28 @@ def _conclude(sweep: Sweep, storage: Storage, began_s: float, clock: Clock) -> T
         stopped=statuses.count("stopped"),
         failed=statuses.count("failed"),
         budget_epochs=round(sweep.budget_epochs, 3),
+        schedule=_schedule(trials, winner),
         front=[trial.run_id for trial in front(config.tune, trials)],
         picture=picture,
         seconds=round(clock.monotonic() - began_s, 3),
     )
     save_tune_result(storage, result)
     told = " ".join(f"--{field} {_words(value)}" for field, value in winner.assignment.items())
-    log.info("best: %s; again as a single run: %s", winner.run_id, told)
+    if result.schedule:
+        log.info("best: %s, whose settings changed on the way: see schedule", winner.run_id)
+    else:
+        log.info("best: %s; again as a single run: %s", winner.run_id, told)
     return result
+
+
+def _schedule(trials: list[Trial], winner: Trial) -> list[dict[str, Any]]:
+    line = lineage(trials, winner)
+    if len(line) == 1:
+        return []
+    return [
+        {"from_epoch": trial.start_epoch, "run_id": trial.run_id, **trial.assignment}
+        for trial in line
+    ]
 
 
 def _words(value: Any) -> str:

@@ -70,7 +70,9 @@ class SweepTracking:
         self._log(trial)
 
     def record(self, trial: Trial) -> None:
-        """A trial has one more record."""
+        """A trial has reported; what it told before, as after a restart, is there already."""
+        if not trial.records:
+            return
         newest = trial.records[-1]
         self._tracker.log_metrics(self._runs[trial.number], newest, step=int(newest["step"]))
 

@@ -105,6 +105,9 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(element) for element in value) if isinstance(value, list) else value
 
 
-def finished(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that were trained to their end."""
-    return [trial for trial in trials if trial.status == "finished"]
+def lineage(trials: Sequence[Trial], trial: Trial) -> list[Trial]:
+    """A trial after all those whose models it goes on with, the first one first."""
+    line = [trial]
+    while line[0].parent >= 0:
+        line.insert(0, trials[line[0].parent])
+    return line
