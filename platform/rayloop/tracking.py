@@ -24,12 +24,13 @@ from typing import Any
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.code_version import code_version
-from rayloop.errors import ConfigError, DataMissing
+from rayloop.errors import ConfigError, Corrupt, DataMissing
 from rayloop.storage import Storage
 
 EXPERIMENT = "rayloop"
 RUN_TAG = "rayloop.run_id"
 PARENT_TAG = "rayloop.parent"
+IS_PARENT_TAG = "rayloop.is_parent"
 VERSION_TAG = "rayloop.version"
 DATASET_TAG = "dataset"
 DIGEST_TAG = "dataset_digest"
@@ -93,22 +94,32 @@ def open_client(storage: Storage, configured: str) -> Any:
 
     Raises:
         ConfigError: As `tracking_uri_of`.
+        Corrupt: The database is damaged, or another version of MLflow made it.
     """
     uri = tracking_uri_of(storage, configured)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from mlflow import MlflowClient  # noqa: PLC0415  takes a second
+        from mlflow import MlflowClient, MlflowException  # noqa: PLC0415  takes a second
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with exclusive(storage, "mlflow"):
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            if client.get_experiment_by_name(EXPERIMENT) is None:
-                client.create_experiment(
-                    EXPERIMENT, artifact_location=_artifacts_of(storage), tags=KIND_TAG
-                )
+        try:
+            with exclusive(storage, "mlflow"):
+                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                if client.get_experiment_by_name(EXPERIMENT) is None:
+                    client.create_experiment(
+                        EXPERIMENT, artifact_location=_artifacts_of(storage), tags=KIND_TAG
+                    )
+        except (MlflowException, SQLAlchemyError) as error:
+            where = "registry.tracking_uri" if configured else storage.path("mlflow.db")
+            raise Corrupt(
+                f"The runs' database, {where}, does not open: it is damaged, another version of "
+                "MLflow made it, or its server does not answer. Bring back a copy of it, or ask "
+                f"with the MLflow that made it. MLflow says: {str(error).splitlines()[0]}"
+            ) from error
     return client
 
 
@@ -367,7 +378,11 @@ class Tracker:
             which = ""
         else:
             which = _has(PARENT_TAG, parent) if parent else f"tags.`{PARENT_TAG}` IS NULL"
-        order = [f"metrics.`{sort}` {'ASC' if ascending else 'DESC'}"] if sort else []
+        order = (
+            [f"metrics.`{sort}` {'ASC' if ascending else 'DESC'}"]
+            if sort and "`" not in sort
+            else []
+        )
         found = self._search(which, limit, [*order, "attributes.start_time DESC"])
         now_ms = self._now_ms()
         return [_tracked(run, now_ms) for run in found]
@@ -380,6 +395,7 @@ class Tracker:
                     f"There is no run {name!r} in the tracking database to be the parent of "
                     "another; start it first, as in tracker.start_run(parent, settings)."
                 )
+            self.tag(found, {IS_PARENT_TAG: "true"})
             self._parents[name] = found
         return self._parents[name]
 
