@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import QuantizeConfig
@@ -17,7 +18,9 @@ from rayloop.storage import Storage
 log = stage_logger("quantize")
 
 
-def quantize(storage: Storage, config: QuantizeConfig, run_id: str = "") -> QuantizeResult:
+def quantize(
+    storage: Storage, config: QuantizeConfig, run_id: str = "", node_id: str = ""
+) -> QuantizeResult:
     """Quantize a run's model in one task on the connected cluster.
 
     The result is written whether or not the gate passes; `QuantizeResult.passed` says which.
@@ -26,11 +29,13 @@ def quantize(storage: Storage, config: QuantizeConfig, run_id: str = "") -> Quan
         storage: The root everything lives under.
         config: The quantize section; the task takes `num_threads` CPUs.
         run_id: The run; empty means the newest.
+        node_id: Ray's id of the node to do it on; empty leaves that to Ray.
 
     Raises:
         RayloopError: As `rayloop.quantize.work.quantize_run`.
     """
-    task = ray.remote(num_cpus=config.num_threads, max_retries=1)(_steps)
+    where: Any = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id else "DEFAULT"
+    task = ray.remote(num_cpus=config.num_threads, max_retries=1, scheduling_strategy=where)(_steps)
     steps: Any = task.options(num_returns="streaming").remote(storage, config, run_id)
     try:
         for step in steps:

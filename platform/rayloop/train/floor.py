@@ -1,4 +1,4 @@
-"""A dataset version -> the test accuracy of a linear model: the floor every gate compares with."""
+"""A dataset version -> the accuracy of a linear model: the floor every gate compares with."""
 
 from dataclasses import replace
 
@@ -19,23 +19,26 @@ MIN_STEPS = 1000
 
 
 def linear_floor(
-    config: TrainConfig, dataset: DatasetVersion, train: Split, test: Split
+    config: TrainConfig, dataset: DatasetVersion, train: Split, rows: Split
 ) -> float | None:
     """Train a linear model in this process and test it; None when `floor_epochs` is 0.
+
+    A run's record holds the floor on the test split; models that are compared on the validation
+    split stand beside the floor on that split.
 
     Args:
         config: The train section; optimizer settings are the floor's own.
         dataset: The version, for shape and normalisation.
         train: Training rows.
-        test: Test rows.
+        rows: Rows it is tested on.
     """
     if config.floor_epochs <= 0:
         return None
-    rows = Split(train.images[:MAX_ROWS], train.labels[:MAX_ROWS], train.row_ids[:MAX_ROWS])
-    batch_size = min(128, len(rows))
+    taught = Split(train.images[:MAX_ROWS], train.labels[:MAX_ROWS], train.row_ids[:MAX_ROWS])
+    batch_size = min(128, len(taught))
     settings = replace(
         config,
-        epochs=max(config.floor_epochs, MIN_STEPS * batch_size / len(rows)),
+        epochs=max(config.floor_epochs, MIN_STEPS * batch_size / len(taught)),
         num_workers=1,
         global_batch_size=batch_size,
         min_workers=0,
@@ -54,12 +57,12 @@ def linear_floor(
         ModelConfig(name="linear"), dataset.shape, classes, dataset.pixel_mean, dataset.pixel_std,
         config.seed,
     )  # fmt: skip
-    order = SampleOrder(len(rows), settings.global_batch_size, config.seed)
+    order = SampleOrder(len(taught), settings.global_batch_size, config.seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a tiny net: several threads would mostly wait for each other
     try:
-        outcome = run_loop(model, settings, order, ResidentFeed(rows, order, 0, 1), test)
+        outcome = run_loop(model, settings, order, ResidentFeed(taught, order, 0, 1), rows)
     finally:
         torch.set_num_threads(threads)
-    metrics = evaluate(outcome.model, test, classes, config.eval_batch_size, torch.device("cpu"))
+    metrics = evaluate(outcome.model, rows, classes, config.eval_batch_size, torch.device("cpu"))
     return metrics.accuracy
