@@ -31,6 +31,7 @@ MAY_IMPORT_RAY = {
     "train/worker",
     "train/run",
     "tune/run",
+    "tune/scaling_run",
     "tune/trainable",
     "quantize/run",
     "serve/app",
