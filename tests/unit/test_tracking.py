@@ -145,6 +145,14 @@ def test_the_same_code_leaves_no_earlier_one(
     assert tags["mlflow.source.git.commit"] == "one"
 
 
+def test_tags_are_set_later_and_empty_ones_left_out(tracker: Tracker) -> None:
+    run = tracker.start_run("r", {})
+    tracker.tag(run, {"rayloop.best": "t1", "rayloop.error": ""})
+    tags = tracker.read("r").tags
+    assert tags["rayloop.best"] == "t1"
+    assert "rayloop.error" not in tags
+
+
 def test_more_settings_than_mlflow_takes_at_once(tracker: Tracker) -> None:
     settings = {f"p{i}": i for i in range(205)}
     run = tracker._client.get_run(tracker.start_run("r", settings))

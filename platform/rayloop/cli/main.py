@@ -8,6 +8,7 @@ rayloop deploy MODEL[@alias|:version]   give it all traffic; serve until Ctrl-C 
 rayloop traffic show | set | history    which version answers whom: set champion=0.9 challenger=0.1
 rayloop promote | rollback [MODEL]      challenger -> champion, or previous -> champion
 rayloop events show | delete | prune    what is remembered of predictions
+rayloop runs [show RUN | compare A B]   what was trained, newest first; --sweep RUN: its trials
 """
 
 import argparse
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rayloop import cluster, logs
-from rayloop.cli import events, status, traffic
+from rayloop.cli import events, runs, status, traffic
 from rayloop.cli.running import servers
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     deploy.add_argument("model", help="MODEL, MODEL@alias or MODEL:version")
     deploy.add_argument("--url", default="", help="of the server; default: those of this root")
-    for room in (traffic, events, status):
+    for room in (traffic, events, runs, status):
         room.add_commands(commands)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
@@ -186,6 +187,7 @@ _COMMANDS = {
     "promote": traffic.run_promote,
     "rollback": traffic.run_rollback,
     "events": events.run_events,
+    "runs": runs.run_runs,
     "deploy": _deploy,
     "submit": _submit,
 }
