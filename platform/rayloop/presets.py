@@ -1,5 +1,6 @@
 """Whole configurations by name, and the command line that picks one and changes it."""
 
+import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
@@ -106,7 +107,9 @@ def load_preset(name: str) -> Config:
     return PRESETS[name]()
 
 
-def parse_config(description: str | None, args: Sequence[str] | None = None) -> Config:
+def parse_config(
+    description: str | None, args: Sequence[str] | None = None, section: str = ""
+) -> Config:
     """Read `PRESET [--section.field VALUE ...]` from the command line.
 
     Wrong input ends the process with exit code 2 and one message, as argparse does.
@@ -114,6 +117,7 @@ def parse_config(description: str | None, args: Sequence[str] | None = None) -> 
     Args:
         description: Text shown above the options, usually the job's docstring.
         args: The words to read; None means the process's own.
+        section: The job's own section, whose fields are flags without its name too.
     """
     words = list(sys.argv[1:] if args is None else args)
     program = f"{Path(sys.argv[0]).name} PRESET"
@@ -130,9 +134,20 @@ def parse_config(description: str | None, args: Sequence[str] | None = None) -> 
             prog=f"{Path(sys.argv[0]).name} {words[0]}",
             description=description,
             default=preset,
-            args=words[1:],
+            args=[_in_full(word, preset, section) for word in words[1:]],
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _in_full(word: str, preset: Config, section: str) -> str:
+    """`--max-bytes` as `--select.max-bytes`, where the section has such a field."""
+    if not section or not word.startswith("--"):
+        return word
+    flag = word.removeprefix("--")
+    name = flag.partition("=")[0].replace("-", "_")
+    kinds = {field.name: field.type for field in dataclasses.fields(getattr(preset, section))}
+    is_negated = kinds.get(name.removeprefix("no_")) is bool and name.startswith("no_")
+    return f"--{section}.{flag}" if name in kinds or is_negated else word

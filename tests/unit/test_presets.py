@@ -30,6 +30,20 @@ def test_words_change_the_preset() -> None:
     assert config.train.epochs == load_preset("smoke").train.epochs
 
 
+def test_fields_of_the_jobs_own_section_are_flags_without_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["smoke", "--max-latency-ms", "5", "--max_bytes=1000", "--no-register",
+             "--select.min-accuracy", "0.9", "--runs", "a", "b", "--run-id", "c"]  # fmt: skip
+    config = parse_config("a job", words, section="select")
+    assert (config.select.max_latency_ms, config.select.max_bytes) == (5.0, 1000)
+    assert config.select.runs == ("a", "b") and not config.select.register
+    assert config.select.min_accuracy == 0.9 and config.run_id == "c"
+    with pytest.raises(SystemExit):
+        parse_config("another job", words)
+    assert "--max-latency-ms" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
