@@ -18,7 +18,7 @@ from rayloop.config import (
 from rayloop.data.versions import DatasetVersion, read_split
 from rayloop.errors import ConfigError, Corrupt, Diverged
 from rayloop.storage import Storage
-from rayloop.tune.scaling import BASE, doublings, plan_points, plan_settings, point_rows
+from rayloop.tune.scaling import BASE, claim_scaling, doublings, plan_points, point_rows
 from rayloop.tune.scaling_fit import (
     NO_EFFECT,
     Forecast,
@@ -393,7 +393,13 @@ def test_the_picture_can_be_drawn_at_any_time(dataset, known):
     assert len(lines) >= len(points) + 4
 
 
-def test_a_run_id_stands_for_what_decides_the_results(dataset):
-    settings = plan_settings(CONFIG, dataset)
-    assert settings == plan_settings(replace(CONFIG, run_id="other"), dataset)
-    assert settings != plan_settings(scaled(seeds=3), dataset)
+def test_a_run_id_stands_for_what_decides_the_results(storage, dataset):
+    claim_scaling(CONFIG, dataset, storage)
+    claim_scaling(replace(CONFIG, train=replace(CONFIG.train, cpus_per_worker=2)), dataset, storage)
+    with pytest.raises(ConfigError, match=r"scaling.seeds was 2, now 3. Use the same settings"):
+        claim_scaling(scaled(seeds=3), dataset, storage)
+    with pytest.raises(ConfigError, match=r"train.epochs was 2, now 5"):
+        claim_scaling(replace(CONFIG, train=replace(CONFIG.train, epochs=5)), dataset, storage)
+    storage.write_json("runs/trained/config.json", {})
+    with pytest.raises(ConfigError, match="'trained' exists and is no scaling run"):
+        claim_scaling(replace(CONFIG, run_id="trained"), dataset, storage)

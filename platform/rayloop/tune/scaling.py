@@ -16,6 +16,8 @@ from rayloop.config import Config, to_dict
 from rayloop.data.versions import DatasetVersion
 from rayloop.errors import ConfigError
 from rayloop.models.classifier import count_parameters
+from rayloop.storage import Storage
+from rayloop.tracking import flatten
 from rayloop.train.claim import deciding_settings
 from rayloop.train.start import initial_model, order_of, refuse_useless
 from rayloop.tune.scaling_fit import (
@@ -36,6 +38,8 @@ UNITS = {"data": "training rows", "parameters": "parameters", "batch": "rows in 
 WITH_WIDTHS = ("fastnet", "tiny_resnet")
 WIDTH_MULTIPLE = 8
 BASE = "base"
+MOST_DIFFERENCES = 5
+"""That are named where a run id stands for other settings."""
 DECIMALS = 6
 """Of the figures in the last line."""
 
@@ -215,13 +219,43 @@ def _distinct(points: Sequence[Point], config: Config) -> list[Point]:
     return list(kept.values())
 
 
-def plan_settings(config: Config, dataset: DatasetVersion) -> dict[str, Any]:
-    """What decides the points and their results; a run id stands for one set of these."""
-    return {
+def claim_scaling(config: Config, dataset: DatasetVersion, storage: Storage) -> None:
+    """Write what is to be measured, or refuse a run id that stands for something else.
+
+    Args:
+        config: All settings, `run_id` filled in.
+        dataset: The dataset version.
+        storage: The root.
+
+    Raises:
+        ConfigError: Names the first few differences.
+    """
+    folder = f"runs/{config.run_id}"
+    path = f"{folder}/scaling_plan.json"
+    mine = {
         **deciding_settings(config),
         "scaling": to_dict(config.scaling),
         "dataset_digest": dataset.digest,
     }
+    if not storage.exists(path):
+        if storage.names(folder):
+            raise ConfigError(
+                f"Run {config.run_id!r} exists and is no scaling run. Use another --run-id."
+            )
+        storage.write_json(path, mine)
+        return
+    old, new = flatten(storage.read_json(path)), flatten(mine)
+    differences = [
+        f"{name} was {old.get(name)}, now {new.get(name)}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    if differences:
+        raise ConfigError(
+            f"Scaling run {config.run_id!r} exists with other settings: "
+            f"{'; '.join(differences[:MOST_DIFFERENCES])}. Use the same settings to continue it, "
+            "or another --run-id."
+        )
 
 
 def doublings(

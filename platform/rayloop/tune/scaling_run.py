@@ -1,6 +1,5 @@
 """A configuration -> the points of its scaling as Ray tasks -> curves, a picture, a last line."""
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,10 +13,10 @@ from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.cluster import SPARE_CPUS, check_room
 from rayloop.config import Config
 from rayloop.data.versions import DatasetVersion, Split, open_version, read_split
-from rayloop.errors import ConfigError, RayloopError, WorkError
+from rayloop.errors import RayloopError, WorkError
 from rayloop.logs import stage_logger
 from rayloop.storage import Storage
-from rayloop.tracking import Tracker, flatten
+from rayloop.tracking import Tracker
 from rayloop.train.claim import new_run_id
 from rayloop.tune.scaling import (
     AXES,
@@ -25,9 +24,9 @@ from rayloop.tune.scaling import (
     Axis,
     Doubling,
     Point,
+    claim_scaling,
     doublings,
     plan_points,
-    plan_settings,
     point_rows,
 )
 from rayloop.tune.scaling_picture import draw_scaling, scaling_lines
@@ -35,8 +34,6 @@ from rayloop.tune.scaling_point import Run, load_point, train_point
 from rayloop.tune.scaling_track import ScalingTracking
 
 log = stage_logger("scaling")
-
-MOST_DIFFERENCES = 5
 
 
 @dataclass
@@ -127,7 +124,7 @@ def measure_scaling(
     )
     points = plan_points(config, dataset)
     at_once = _room(config)
-    _claim(config, dataset, storage)
+    claim_scaling(config, dataset, storage)
     results = _Results(config, storage, dataset, points)
     log.info(
         "run %s: %d points with %d seeds each, %d at once",
@@ -169,32 +166,6 @@ def _room(config: Config) -> int:
     if train.use_gpu:
         places = min(places, int(there.get("GPU", 0.0)))
     return max(1, places)
-
-
-def _claim(config: Config, dataset: DatasetVersion, storage: Storage) -> None:
-    """Write what is to be measured, or refuse a run id that stands for something else."""
-    folder = f"runs/{config.run_id}"
-    path = f"{folder}/scaling_plan.json"
-    mine = json.loads(json.dumps(plan_settings(config, dataset)))
-    if not storage.exists(path):
-        if storage.names(folder):
-            raise ConfigError(
-                f"Run {config.run_id!r} exists and is no scaling run. Use another --run-id."
-            )
-        storage.write_json(path, mine)
-        return
-    old, new = flatten(storage.read_json(path)), flatten(mine)
-    differences = [
-        f"{name} was {old.get(name)}, now {new.get(name)}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    if differences:
-        raise ConfigError(
-            f"Scaling run {config.run_id!r} exists with other settings: "
-            f"{'; '.join(differences[:MOST_DIFFERENCES])}. Use the same settings to continue it, "
-            "or another --run-id."
-        )
 
 
 def _divide(
