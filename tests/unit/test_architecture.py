@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ MAY_IMPORT_RAY = {
     "tune/scaling_run",
     "tune/trainable",
     "quantize/run",
+    "select/run",
     "serve/app",
     "serve/dedicated",
     "serve/lane",
@@ -50,7 +52,10 @@ MUST_BE_PURE = PURE_BASE | {
     "models/zoo",
     "quantize/work",
     "registry/register",
+    "select/choice",
+    "select/final",
     "select/front",
+    "select/work",
     "serve/batcher",
     "serve/http",
     "train/average",
@@ -145,10 +150,22 @@ def test_no_file_shadows_an_importable_module(folder):
         "serve",
     }
     for path in (ROOT / folder).rglob("*.py"):
-        if path.stem in ("__init__", "conftest"):
+        if path.stem in ("__init__", "conftest") or not path.is_file():
             continue
         assert path.stem not in sys.stdlib_module_names, path
         assert path.stem not in imported, path
+
+
+def test_the_job_that_chooses_is_a_folder_and_shadows_nothing(tmp_path):
+    """`python jobs/x.py` puts jobs/ first on the path, where a file select.py would be found."""
+    assert (ROOT / "jobs" / "select.py" / "__main__.py").is_file()
+    code = "import select, subprocess, asyncio; print(select.__spec__.origin, select.poll)"
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    (tmp_path / "jobs" / "other.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "jobs/other.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert str(tmp_path) not in done.stdout
 
 
 def config_classes():

@@ -157,3 +157,17 @@ def test_references_are_split_at_their_mark() -> None:
     assert split_reference("m@challenger") == ("m", "@challenger")
     assert split_reference("m:3") == ("m", ":3")
     assert split_reference("m") == ("m", "@champion")
+
+
+@pytest.mark.parametrize("job", ["train", "select"])
+def test_submit_knows_every_job(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one that is a folder."""
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr("rayloop.cli.main._ray", lambda *words: called.append(words))
+    main(["submit", job, "smoke", "--x", "1"])
+    assert called[0][-5:] == ("python", f"jobs/{job}.py", "smoke", "--x", "1")
+
+
+def test_submit_of_a_job_that_is_not_there_names_those_that_are(fails) -> None:
+    told = fails("submit", "trian", "smoke")
+    assert "There is no jobs/trian.py" in told and "select, serve, train" in told

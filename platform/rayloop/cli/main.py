@@ -146,7 +146,7 @@ def _print_ray() -> None:
 
 def _submit(chosen: argparse.Namespace, rest: list[str]) -> None:
     script = Path("jobs") / f"{chosen.job}.py"
-    if not script.is_file():
+    if not script.exists():  # jobs/select.py is a folder
         known = ", ".join(sorted(path.stem for path in Path("jobs").glob("*.py")))
         raise RequestError(
             f"There is no {script}; the jobs here are {known or 'none'}. "
