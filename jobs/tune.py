@@ -19,11 +19,13 @@ from rayloop.presets import parse_config
 from rayloop.quantize.cost import measure_cost
 from rayloop.storage import Storage, home
 from rayloop.tracking import Tracker
+from rayloop.tune.sweep import read_space
 
 
 def main() -> dict[str, Any]:
     """Parse the command line, search, and give the result's last line."""
     config = parse_config(__doc__)
+    read_space(config)  # a mistake in it is said before Ray starts
     storage = Storage(home())
     with connect(config.cluster):
         from rayloop.tune.run import tune  # noqa: PLC0415  imports Ray, after connect

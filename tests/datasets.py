@@ -26,7 +26,7 @@ def rows(count: int, seed: int = 0) -> Split:
     labels = random.integers(0, 3, count)
     images = random.integers(0, 156, (count, *SHAPE), dtype=np.uint8)
     for label in range(3):
-        images[labels == label, 2 * label : 2 * label + 2] += 60
+        images[labels == label, 2 * label : 2 * label + 2] += 100
     return Split(images, labels, np.arange(count))
 
 

@@ -368,10 +368,11 @@ class TuneConfig:
     `latency_ms_b1` and `size_bytes`. Whether less or more is better is known."""
 
     grace_epochs: float = 1.0
-    """Epochs every trial is given; asha's first rung."""
+    """Epochs every trial is given before it may be stopped."""
 
     reduction_factor: int = 3
-    """Asha lets one of so many trials pass each rung, and its rungs lie so many times apart."""
+    """Asha lets one of so many trials pass each rung; the last rung lies so many times before the
+    end of a run, and the others so many times before one another."""
 
     startup_trials: int = 8
     """Trials that are drawn by chance before tpe begins to learn from them."""

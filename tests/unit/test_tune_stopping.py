@@ -24,12 +24,14 @@ def trial(number: int, *values: float) -> Trial:
 def stopped(config: TuneConfig, *curves: tuple[float, ...]) -> bool:
     """Whether the last one is, after the others have reported theirs."""
     trials = [trial(number, *curve) for number, curve in enumerate(curves)]
-    return should_stop(config, trials[-1], trials)
+    return should_stop(config, trials[-1], trials, 9)
 
 
-def test_rungs_lie_apart_by_the_factor() -> None:
-    assert rungs(ASHA, 30) == [1, 3, 9, 27]
-    assert rungs(replace(ASHA, grace_epochs=0.5, reduction_factor=2), 4) == [0.5, 1, 2, 4]
+def test_rungs_lie_apart_by_the_factor_down_from_the_end() -> None:
+    assert rungs(ASHA, 27) == [1, 3, 9]
+    assert rungs(ASHA, 12) == pytest.approx([4 / 3, 4])
+    assert rungs(replace(ASHA, grace_epochs=0.5, reduction_factor=2), 4) == [0.5, 1, 2]
+    assert rungs(ASHA, 2) == []
 
 
 def test_the_first_at_a_rung_goes_on() -> None:
@@ -54,10 +56,14 @@ def test_between_rungs_nobody_is_stopped() -> None:
 
 
 def test_a_rung_counts_where_it_was_passed_first() -> None:
+    others = [trial(0, 0.6, 0.6), trial(1, 0.5, 0.7)]
+    late = trial(2, 0.1, 0.65)
+    # The rungs of 4.5 epochs are 0.5 and 1.5, which the first and the second report pass.
     config = replace(ASHA, grace_epochs=0.5)
-    assert rungs(config, 2) == [0.5, 1.5]
-    assert stopped(config, (0.6,), (0.5,))  # epoch 1 is the first report past half an epoch
-    assert stopped(config, (0.5, 0.9), (0.6, 0.8))
+    assert rungs(config, 4.5) == [0.5, 1.5]
+    assert should_stop(config, late, [*others, late], 4.5)
+    assert not should_stop(config, trial(2, 0.1, 0.75), others, 4.5)
+    assert should_stop(config, trial(2, 0.1), others, 4.5)
 
 
 def test_a_loss_is_better_when_it_is_less() -> None:
@@ -73,7 +79,7 @@ def test_about_one_in_three_passes_and_the_best_so_far_always(values: list[float
     for number, value in enumerate(values):
         mine = trial(number, value)
         trials.append(mine)
-        stop = should_stop(ASHA, mine, trials)
+        stop = should_stop(ASHA, mine, trials, 9)
         best = all(value >= other for other in values[:number])
         assert not (best and stop)
         passed += not stop
@@ -84,8 +90,8 @@ def test_about_one_in_three_passes_and_the_best_so_far_always(values: list[float
 def test_the_order_of_the_others_does_not_matter(order: list[int]) -> None:
     others = [trial(number, number / 10) for number in order]
     mine = trial(20, 0.75)
-    assert not should_stop(ASHA, mine, [*others, mine])
-    assert should_stop(ASHA, trial(20, 0.65), [mine, *others, trial(21, 0.9)])
+    assert not should_stop(ASHA, mine, [*others, mine], 9)
+    assert should_stop(ASHA, trial(20, 0.65), [mine, *others, trial(21, 0.9)], 9)
 
 
 def test_below_the_median_of_the_means_is_stopped() -> None:

@@ -7,10 +7,12 @@ kept, so nothing of it can be lost.
 
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 import ray.tune
+from ray import cloudpickle
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -155,7 +157,7 @@ def _run(sweep: Sweep, room: Room, work: TrialWork, events: "_Events") -> None:
             name=f"session-{uuid.uuid4().hex[:6]}",
             storage_path=sweep.storage.path("runs", config.run_id, "ray"),
             failure_config=ray.tune.FailureConfig(max_failures=config.tune.max_failures),
-            callbacks=[_Retries(events)],
+            callbacks=[_Crashes(events)],
             verbose=0,
         ),
     )
@@ -323,13 +325,9 @@ class _Decisions(_OfThisProcess, FIFOScheduler):
         """The trial's function returned."""
         self._events.ended(trial.config["number"])
 
-    def on_trial_error(self, controller: Any, trial: TuneTrial) -> None:
-        """The trial crashed once too often."""
-        self._events.ended(trial.config["number"], error=_error_of(trial))
 
-
-class _Retries(_OfThisProcess, Callback):
-    """Tune's news that a trial is begun again after a crash."""
+class _Crashes(_OfThisProcess, Callback):
+    """Tune's news that a trial crashed, and whether it is begun again."""
 
     def __init__(self, events: _Events) -> None:
         self._events = events
@@ -338,10 +336,17 @@ class _Retries(_OfThisProcess, Callback):
         """Keep the count."""
         self._events.retried(trial.config["number"], _error_of(trial))
 
+    def on_trial_error(self, iteration: int, trials: Any, trial: TuneTrial, **_: Any) -> None:
+        """The trial crashed once too often."""
+        self._events.ended(trial.config["number"], error=_error_of(trial))
+
 
 def _error_of(trial: TuneTrial) -> str:
-    """The last line of what a crashed trial left."""
-    error = trial.get_pickled_error() or trial.get_error()
+    """What a crashed trial left, in one line."""
+    path = Path(trial.pickled_error_file or "")
+    if not path.is_file():
+        return "the process that trained it ended without a word"
+    error = cloudpickle.loads(path.read_bytes())
     cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return f"{type(cause).__name__}: {lines[-1]}"[:500]
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"[:500]

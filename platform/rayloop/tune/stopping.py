@@ -22,33 +22,42 @@ def stopping_rule(config: TuneConfig) -> str:
     return "none" if config.search == "pbt" or len(config.objectives) > 1 else "asha"
 
 
-def should_stop(config: TuneConfig, trial: Trial, trials: Sequence[Trial]) -> bool:
+def should_stop(config: TuneConfig, trial: Trial, trials: Sequence[Trial], epochs: float) -> bool:
     """Whether a trial that has just reported is stopped.
 
     Args:
         config: The tune section.
         trial: The trial with its newest record.
+        epochs: Epochs of a whole run.
         trials: All trials; this one may be among them in an older state.
     """
     rule = stopping_rule(config)
     others = [other for other in trials if other.number != trial.number and other.records]
     if rule == "asha":
-        return _behind_at_rung(config, trial, others)
+        return _behind_at_rung(config, trial, others, rungs(config, epochs))
     if rule == "median":
         return _below_median(config, trial, others)
     return False
 
 
 def rungs(config: TuneConfig, epochs: float) -> list[float]:
-    """Rungs up to an epoch: the grace, and each `reduction_factor` times later."""
-    found, rung = [], config.grace_epochs
-    while rung <= epochs:
-        found.append(rung)
-        rung *= config.reduction_factor
+    """Epochs at which trials are compared, the first one first.
+
+    They are laid from the end of a run, each `reduction_factor` times earlier than the one after,
+    down to the grace. Laid from the grace up, the last one could lie so near the end that stopping
+    there saves nothing and only loses finished trials.
+    """
+    found: list[float] = []
+    rung = epochs / config.reduction_factor
+    while rung >= config.grace_epochs - 1e-9:
+        found.insert(0, rung)
+        rung /= config.reduction_factor
     return found
 
 
-def _behind_at_rung(config: TuneConfig, trial: Trial, others: Sequence[Trial]) -> bool:
+def _behind_at_rung(
+    config: TuneConfig, trial: Trial, others: Sequence[Trial], at: Sequence[float]
+) -> bool:
     """Asynchronous successive halving in its stopping form.
 
     At a rung a trial goes on if it is among the best `1 / reduction_factor` of those that have come
@@ -57,7 +66,7 @@ def _behind_at_rung(config: TuneConfig, trial: Trial, others: Sequence[Trial]) -
     """
     epoch = trial.records[-1]["epoch"]
     before = trial.records[-2]["epoch"] if len(trial.records) > 1 else 0.0
-    passed = [rung for rung in rungs(config, epoch) if rung > before]
+    passed = [rung for rung in at if before < rung <= epoch]
     if not passed:
         return False
     mine = _at(config, trial, passed[-1])

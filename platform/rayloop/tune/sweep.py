@@ -120,7 +120,9 @@ class Sweep:
             return False
         end = trial.stop_epochs or self.settings_of(trial).train.epochs
         is_last = record["epoch"] >= end - 1e-3
-        if not is_last and should_stop(self.config.tune, trial, self.trials):
+        if not is_last and should_stop(
+            self.config.tune, trial, self.trials, self.config.train.epochs
+        ):
             self._end(trial, status="stopped")
             return True
         self._save(trial)
