@@ -24,21 +24,26 @@ from rich.console import Console
 from rayloop.cluster import connect
 from rayloop.jobs_entry import run_job
 from rayloop.presets import parse_config
+from rayloop.select.comparison import Comparison
+from rayloop.select.runs import find_runs
+from rayloop.select.table import comparison_table
 from rayloop.storage import Storage, home
 
 
 def main() -> dict[str, Any]:
     """Parse the command line, compare, choose, register, and give the result's last line."""
     config = parse_config(__doc__, section="select")
+    storage = Storage(home())
+    found = find_runs(storage, config)
     with connect(config.cluster):
         from rayloop.select.run import select  # noqa: PLC0415  imports Ray, after connect
-        from rayloop.select.table import comparison_table  # noqa: PLC0415  imports matplotlib
 
-        return select(
-            Storage(home()),
-            config,
-            lambda found: Console(stderr=True).print(comparison_table(found)),
-        )
+        return select(storage, config, found, show)
+
+
+def show(comparison: Comparison) -> None:
+    """Print the candidates as a table for people."""
+    Console(stderr=True).print(comparison_table(comparison))
 
 
 if __name__ == "__main__":

@@ -172,8 +172,8 @@ def test_a_comparison_without_a_choice_is_drawn_and_told(storage: Storage) -> No
     save_comparison(storage, "select/none", comparison)
     assert storage.read_json("select/none/select.json")["chosen"] is None
     assert comparison.summary()["chosen"] is None
-    with pytest.raises(WorkError, match="narrow/int8 comes nearest"):
-        comparison.choice()
+    with pytest.raises(WorkError, match=r"narrow/int8 comes nearest .* is in here\."):
+        comparison.choice("here")
 
 
 def test_the_table_fits_80_columns_and_marks_the_choice(storage: Storage) -> None:
@@ -207,7 +207,7 @@ def test_the_chosen_one_is_tested_quantized_again_and_registered(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rayloop.train.floor.MIN_STEPS", 50)
-    chosen = compare(storage, prefer="bytes").choice()
+    chosen = compare(storage, prefer="bytes").choice("here")
     line = register_chosen(
         storage, CONFIG, chosen, cpu_features(), quantizer(storage, CONFIG), SYSTEM_CLOCK
     )
@@ -235,7 +235,7 @@ def test_the_chosen_one_is_tested_quantized_again_and_registered(
 
 
 def test_another_file_than_the_compared_one_must_meet_the_limits_itself(storage: Storage) -> None:
-    chosen = compare(storage, prefer="bytes").choice()
+    chosen = compare(storage, prefer="bytes").choice("here")
     final = quantizer(storage, CONFIG)("narrow")
     assert as_registered(storage, chosen, final) is chosen
     rows = [

@@ -68,15 +68,18 @@ class Comparison:
         limits = {name: getattr(self.config, name) or None for name in names}
         return {**limits, "prefer": self.config.prefer}
 
-    def choice(self) -> Candidate:
+    def choice(self, where: str) -> Candidate:
         """The candidate that is to be registered.
+
+        Args:
+            where: Where record and picture are, for the message.
 
         Raises:
             WorkError: There is none; says how far the nearest ones are.
         """
         if isinstance(self.decision, Chosen):
             return self.decision.candidate
-        raise WorkError(self.decision.why)
+        raise WorkError(f"{self.decision.why} The comparison is in {where}.")
 
     def summary(self) -> dict[str, Any]:
         """What the job's last line says of the comparison."""

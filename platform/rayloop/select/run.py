@@ -32,7 +32,7 @@ from rayloop.select.comparison import (
     save_comparison,
 )
 from rayloop.select.final import NOT_REGISTERED, register_chosen
-from rayloop.select.runs import FoundRuns, find_runs
+from rayloop.select.runs import FoundRuns
 from rayloop.select.work import (
     SPLIT,
     Timings,
@@ -68,6 +68,7 @@ class Node:
 def select(
     storage: Storage,
     config: Config,
+    found: FoundRuns,
     show: Callable[[Comparison], None],
     clock: Clock = SYSTEM_CLOCK,
 ) -> dict[str, Any]:
@@ -75,7 +76,8 @@ def select(
 
     Args:
         storage: The root everything lives under.
-        config: The select section says what is compared, what decides and whether to register.
+        config: The select section says what decides and whether to register.
+        found: What is compared.
         show: Gets the comparison before anything is registered, also when nothing is chosen.
         clock: Stamps records.
 
@@ -83,19 +85,17 @@ def select(
         The last line of jobs/select.py.
 
     Raises:
-        RequestError: A run is not there, or the runs cannot be compared.
         WorkError: No candidate is within the limits, or none could be compared.
         GateRefused: The chosen one does not pass a gate on the test split.
     """
     began_s = clock.monotonic()
-    found = find_runs(storage, config)
     node = _choose_node(config.quantize.num_threads)
     features: tuple[str, ...] = _get(node.task(cpu_features).remote())
     comparison = _compare(storage, config, found, node, features, clock)
     folder = comparison_folder(config, found)
     save_comparison(storage, folder, comparison)
     show(comparison)
-    chosen = comparison.choice()
+    chosen = comparison.choice(storage.path(folder))
     registered: dict[str, Any] = NOT_REGISTERED
     if config.select.register:
 
