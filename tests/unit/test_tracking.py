@@ -222,7 +222,7 @@ def test_threads_that_share_a_tracker_write_each_step_once(tracker: Tracker) -> 
 
     def write(number: int) -> None:
         for step in range(1, 6):
-            tracker.log_metrics(runs[number % 2], {"loss": step}, step)
+            tracker.log_metrics(runs[number % 2], {"loss": step + number / 10}, step)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
