@@ -4,6 +4,7 @@ The rules are functions of the trials' records alone, so that a sweep that was k
 one that was not.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -45,12 +46,13 @@ def rungs(config: TuneConfig, epochs: float) -> list[float]:
 
     They are laid from the end of a run, each `reduction_factor` times earlier than the one after,
     down to the grace. Laid from the grace up, the last one could lie so near the end that stopping
-    there saves nothing and only loses finished trials.
+    there saves nothing and only loses finished trials. Beyond the first epoch they are whole
+    epochs, since a trial reports at their ends.
     """
     found: list[float] = []
     rung = epochs / config.reduction_factor
-    while rung >= config.grace_epochs - 1e-9:
-        found.insert(0, rung)
+    while (whole := math.floor(rung) if rung >= 1 else rung) >= config.grace_epochs - 1e-9:
+        found.insert(0, whole)
         rung /= config.reduction_factor
     return found
 
