@@ -429,6 +429,10 @@ class ScalingConfig:
     data_shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     """Values of `train.data_share` to train with; none leaves this axis out."""
 
+    data_keeps: Literal["epochs", "steps"] = "epochs"
+    """What a smaller share has in common with the whole: `epochs`, the recipe as it stands, so half
+    the rows have half the steps; `steps`, so that the rows alone make the difference."""
+
     width_factors: tuple[float, ...] = (0.5, 0.71, 1.0, 1.41)
     """Factors on `model.widths`, rounded to multiples of 8; parameters grow about with their
     square. None leaves this axis out."""

@@ -18,6 +18,7 @@ from rayloop.config import (
 from rayloop.data.versions import DatasetVersion, read_split
 from rayloop.errors import ConfigError, Corrupt, Diverged
 from rayloop.storage import Storage
+from rayloop.train.start import order_of
 from rayloop.tune.scaling import BASE, claim_scaling, doublings, plan_points, point_rows
 from rayloop.tune.scaling_fit import (
     NO_EFFECT,
@@ -243,6 +244,16 @@ def test_widths_stay_multiples_of_eight(dataset):
 def test_axes_can_be_left_out(dataset):
     points = plan_points(scaled(width_factors=(), batch_factors=()), dataset)
     assert {axis for point in points for axis in point.axes} == {"data"}
+
+
+def test_less_data_can_keep_the_steps(dataset):
+    for keeps, halves in (("epochs", 0.5), ("steps", 1.0)):
+        named = {point.name: point for point in plan_points(scaled(data_keeps=keeps), dataset)}
+        steps = {
+            name: order_of(point.config.train, dataset).num_steps(point.config.train.epochs)
+            for name, point in named.items()
+        }
+        assert steps["data-0.5"] == pytest.approx(halves * steps[BASE], abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 One thing is varied at a time around the configuration itself, which is the point all axes share:
 the share of the training rows, the widths of the network, the rows of a step. All else stays, the
-number of epochs too: with half the rows, or twice the batch, a run has half the steps.
+number of epochs too: with half the rows, or twice the batch, a run has half the steps. Where the
+steps are few that alone decides, so `scaling.data_keeps` can hold them instead of the epochs.
 """
 
 import math
@@ -134,7 +135,9 @@ def plan_points(config: Config, dataset: DatasetVersion) -> list[Point]:
     points = [_point(BASE, (), alone, dataset)]
     scaling = config.scaling
     for share in scaling.data_shares:
-        changed = replace(alone, train=replace(alone.train, data_share=share))
+        times = train.data_share / share if scaling.data_keeps == "steps" else 1.0
+        shared = replace(alone.train, data_share=share, epochs=train.epochs * times)
+        changed = replace(alone, train=shared)
         points.append(_point(f"data-{share:.10g}", ("data",), changed, dataset))
     for factor in scaling.width_factors:
         widths = _scaled_widths(config, factor)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from rayloop.drawing import COLORS, INK, look, to_png
-from rayloop.tune.scaling import Axis, Doubling
+from rayloop.tune.scaling import UNITS, Axis, Doubling
 from rayloop.tune.scaling_fit import NO_EFFECT, Forecast
 
 SIZE_NAMES: dict[Axis, str] = {
@@ -18,11 +18,6 @@ SIZE_NAMES: dict[Axis, str] = {
 WHAT: dict[Axis, str] = {
     "data": "twice the data", "parameters": "twice the parameters", "batch": "twice the batch"
 }  # fmt: skip
-LABELS: dict[Axis, str] = {
-    "data": "training rows (same epochs, so steps follow)",
-    "parameters": "parameters",
-    "batch": "rows in a step (same epochs, so fewer steps)",
-}
 BLUE, ORANGE, GREEN = COLORS[:3]
 GREY, DARK = "#8a93a6", INK["light"][1]
 NORMAL_90 = 1.645
@@ -75,12 +70,13 @@ def _draw_panel(
     panel: Axes, axis: Axis, rows: list[dict[str, Any]], told: Doubling | None, val_rows: int
 ) -> None:
     panel.set_xscale("log", base=2)
-    panel.set_xlabel(LABELS[axis])
+    panel.set_xlabel(UNITS[axis])
     panel.set_ylabel("validation error, %")
     panel.set_title("too few points for a curve yet", fontsize="medium")
     if not rows:
         return
     sizes = [row[SIZE_NAMES[axis]] for row in rows]
+    panel.set_xlabel(f"{UNITS[axis]} ({_steps(rows)})")
     if told:
         _draw_curve(panel, told.val_error)
         panel.set_title(_heading(axis, told.val_error), fontsize="medium")
@@ -94,6 +90,13 @@ def _draw_panel(
     _set_heights(panel, rows, told)
     if told and told.images_per_second:
         _draw_speed(panel, sizes, rows, told.images_per_second)
+
+
+def _steps(rows: list[dict[str, Any]]) -> str:
+    """How many steps the runs had: with the same epochs they follow the data and the batch."""
+    first, last = rows[0]["steps"], rows[-1]["steps"]
+    is_same = abs(first - last) <= 0.01 * max(first, last)
+    return f"{last:,} steps each" if is_same else f"{first:,} to {last:,} steps"
 
 
 def _twins(panel: Axes) -> list[Axes]:

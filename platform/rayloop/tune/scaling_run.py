@@ -79,6 +79,7 @@ class _Results:
                 "run_id": config.run_id,
                 "dataset": f"{self.dataset.name}:{self.dataset.version}",
                 "epochs": config.train.epochs,
+                "data_keeps": config.scaling.data_keeps,
                 "learning_rate_rule": config.train.learning_rate_rule,
                 "seeds": config.scaling.seeds,
                 "val_rows": val_rows,
@@ -88,7 +89,7 @@ class _Results:
         )
         title = (
             f"{config.run_id}: {config.model.name} on {self.dataset.name}, "
-            f"{config.train.epochs:g} epochs each, {config.scaling.seeds} seeds a point"
+            f"{config.train.epochs:g} epochs, {config.scaling.seeds} seeds a point"
         )
         png = draw_scaling(rows, found, self.axes, title, val_rows)
         self.storage.write(self.picture, png)
