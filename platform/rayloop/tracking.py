@@ -353,6 +353,15 @@ class Tracker:
         with self._writing:
             self._steps.pop(run_id, None)
 
+    @contextmanager
+    def told_if_it_fails(self, run_id: str) -> Iterator[None]:
+        """End a run as `FAILED`, or `KILLED` by a signal, where the block does not end well."""
+        try:
+            yield
+        except BaseException as error:
+            self.finish(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+
     def find(self, name: str) -> str | None:
         """MLflow's run id of the run with rayloop's run id `name`; None where there is none."""
         found = self._search(_has(RUN_TAG, name), limit=1)

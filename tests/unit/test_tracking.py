@@ -302,3 +302,20 @@ def test_twenty_processes_on_a_cold_database_are_all_recorded(
     own = [row for row in rows if row.run_id != "shared"]
     assert all(row.metrics["loss"] == int(row.params["number"]) for row in own)
     assert {row.status for row in own} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("no"), "FAILED"), (SystemExit(143), "KILLED")]
+)
+def test_a_run_that_does_not_end_well_is_told(
+    tracker: Tracker, error: BaseException, status: str
+) -> None:
+    run_id = tracker.start_run("r", {})
+    with pytest.raises(type(error)), tracker.told_if_it_fails(run_id):
+        raise error
+    found = tracker.read("r")
+    assert found is not None and found.status == status
+    with tracker.told_if_it_fails(tracker.start_run("r", {})):
+        pass
+    found = tracker.read("r")
+    assert found is not None and found.status == "RUNNING"

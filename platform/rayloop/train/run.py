@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -88,7 +89,8 @@ def train(
         if on_record:
             on_record(record)
 
-    outcome = _fit(config, storage, dataset, on_each, clock, is_trial=tracker is None)
+    with tracker.told_if_it_fails(mlflow_run_id) if tracker else nullcontext():
+        outcome = _fit(config, storage, dataset, on_each, clock, is_trial=tracker is None)
     result = TrainResult(
         run_id=config.run_id,
         checkpoint=_last_checkpoint(storage, config.run_id),

@@ -84,7 +84,7 @@ def tune(
         num_threads=room.cpus_per_worker,
         measure=_costs(measure, wanted) if wanted else None,
     )
-    with tracking, Progress(sweep) as progress:
+    with tracking.running(), Progress(sweep) as progress:
         _run(sweep, room, work, _Events(sweep, tracking, progress))
         result = _conclude(sweep, storage, began_s, clock)
         tracking.conclude(result)

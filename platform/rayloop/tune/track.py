@@ -4,8 +4,8 @@ The sweep's records are on disk first. So after a kill all records of a trial ar
 the tracker leaves out the steps it has.
 """
 
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rayloop.config import to_dict
 from rayloop.data.versions import DatasetVersion
@@ -19,7 +19,7 @@ ENDS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "runn
 
 
 class SweepTracking:
-    """The parent run of a sweep and one child a trial; a context that ends the parent.
+    """The parent run of a sweep and one child a trial.
 
     Args:
         sweep: The sweep.
@@ -38,24 +38,17 @@ class SweepTracking:
         self._parent = ""
         self._runs: dict[int, str] = {}
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the parent run; it is told if the block fails."""
         config = self._sweep.config
         self._parent = self._tracker.start_run(
             config.run_id, to_dict(config), {"rayloop.kind": "sweep"}, dataset=self._dataset
         )
-        for trial in self._sweep.trials:
-            self._catch_up(trial)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
-            self._tracker.finish(self._parent, status)
+        with self._tracker.told_if_it_fails(self._parent):
+            for trial in self._sweep.trials:
+                self._catch_up(trial)
+            yield
 
     def begin(self, trial: Trial) -> None:
         """A trial begins, for the first time or again."""
@@ -93,7 +86,8 @@ class SweepTracking:
             "num_trials": result.num_trials,
             "failed_trials": result.failed,
         }
-        self._tracker.log_metrics(self._parent, figures)
+        # Of a sweep that is made longer the later figures count.
+        self._tracker.log_metrics(self._parent, figures, step=result.num_trials)
         self._tracker.log_picture(self._parent, "sweep.png", self._storage.read(result.picture))
         self._tracker.tag(self._parent, {"rayloop.best": result.best_run_id})
         winner = self._tracker.find(result.best_run_id)
