@@ -12,6 +12,12 @@ CASES = {
     "batch and workers": (["jobs/train.py", "smoke", "--train.num_workers", "3"], "63 or 66"),
     "no dataset": (["jobs/train.py", "smoke"], "python jobs/prepare_data.py"),
     "no run": (["jobs/register.py", "smoke"], "python jobs/train.py"),
+    "no dataset to select on": (["jobs/select.py", "smoke"], "python jobs/prepare_data.py"),
+    "limit out of range": (
+        ["jobs/select.py", "smoke", "--min-accuracy", "2"],
+        "select.min_accuracy=2",
+    ),
+    "unknown sweep": (["jobs/select.py", "smoke", "--sweep", "s"], "There is no sweep 's'"),
     "no model": (["jobs/serve.py", "smoke", "--serve.http_port", "0"], "jobs/register.py"),
     "no folder": (
         [

@@ -55,7 +55,7 @@ def register_chosen(
         GateRefused: The test split's figures do not pass a gate, or the model that passes it is
             another one than was compared and breaks a limit.
     """
-    log.info("testing %s, the one model that sees the test split", chosen.run_id)
+    log.info("testing %s on the test split", chosen.run_id)
     trained = final_test(storage, chosen.run_id, config.train)
     quantized = None
     if not config.select.remeasure:
