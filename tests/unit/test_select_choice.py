@@ -102,6 +102,17 @@ def test_times_within_a_twentieth_are_a_tie_that_accuracy_or_bytes_decide() -> N
     assert chosen([light, replace(light, name="again")]) == "again"  # equal: the first by name
 
 
+def test_what_ties_in_everything_is_decided_by_the_preferred_figure() -> None:
+    best = candidate("best", (0, 184), ms=1.0)
+    near = candidate("a", (12, 192), ms=0.99)
+    decision = choose([near, best], SelectConfig())
+    assert isinstance(decision, Chosen) and decision.candidate is best
+    assert decision.why == "of 2 candidates: the unbeaten ones are equal within their errors"
+    why = choose([near, best, SMALL], SelectConfig()).why
+    assert why.endswith("of it is a; in all else they are equal within their errors")
+    assert chosen([near, best], prefer="latency") == "a"
+
+
 def test_the_decision_says_why() -> None:
     decision = choose([*ALL, candidate("tied", (2, 197), ms=1.9)], SelectConfig(max_bytes=5000))
     assert decision.why == (
@@ -109,6 +120,9 @@ def test_the_decision_says_why() -> None:
         "one standard error of it is tied; the fastest of these is tied with 1.9 ms"
     )
     assert choose([SMALL], SelectConfig()).why == "the only one"
+    beaten = replace(SMALL, name="beaten", latency_ms_b1=0.6)
+    why = choose([SMALL, beaten], SelectConfig()).why
+    assert why == "of 2 candidates: none of the others is better in anything"
 
 
 def test_what_is_refused_is_not_chosen_and_changes_nothing() -> None:

@@ -25,7 +25,7 @@ from rayloop.config import (
 from rayloop.data.versions import read_split
 from rayloop.errors import Corrupt, GateRefused, WorkError
 from rayloop.quantize.cpu import cpu_features
-from rayloop.quantize.result import QuantizeResult
+from rayloop.quantize.result import LatencyPoint, QuantizeResult
 from rayloop.quantize.work import quantize_run
 from rayloop.registry.store import open_registry
 from rayloop.select.candidate import Candidate
@@ -138,6 +138,29 @@ def test_a_file_that_changed_after_it_was_compared_is_not_timed(storage: Storage
     images = read_split(storage, find_runs(storage, CONFIG).dataset, "val").images
     with pytest.raises(Corrupt, match="--remeasure"):
         time_candidates(storage, [made], images, CONFIG.quantize, SYSTEM_CLOCK)
+
+
+def test_each_model_keeps_its_quietest_pass(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = iter([4.0, 1.0, 9.0, 2.0, 3.0] * 2)
+
+    def measure(sessions, images, size, seconds, clock):  # type: ignore[no-untyped-def]
+        assert seconds == CONFIG.quantize.seconds_per_point / 5
+        ms = next(busy)
+        return {
+            name: LatencyPoint(batch_size=size, calls=9, median_ms=ms * (i + 1), p99_ms=ms,
+                               spread=0.0, images_per_second=1000 / ms)
+            for i, name in enumerate(sessions)
+        }  # fmt: skip
+
+    monkeypatch.setattr("rayloop.select.work.measure_latency", measure)
+    images = read_split(storage, find_runs(storage, CONFIG).dataset, "val").images
+    made = made_of(storage, "narrow")
+    timings = time_candidates(storage, [made], images, CONFIG.quantize, SYSTEM_CLOCK)
+    one, many = timings["narrow/int8"]
+    assert (one.batch_size, one.median_ms, one.p99_ms, one.spread) == (1, 2.0, 1.0, 8.0)
+    assert (many.batch_size, many.images_per_second) == (32, 1000.0)
 
 
 def test_record_and_picture_are_written_and_the_floor_is_known_again(storage: Storage) -> None:

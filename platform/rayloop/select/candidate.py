@@ -1,5 +1,6 @@
 """What is compared: a run's model in one form, with what it is worth and what it costs."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,9 @@ AIMS: dict[Aim, tuple[str, Best]] = {
     "throughput": ("images_per_second", "highest"),
 }
 """What can be aimed at: the candidate's figure, and which end of it is the good one."""
+MAX_LABEL = 22
+MIN_COMMON = 5
+"""Fewer letters that all names begin with are not worth leaving out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +34,10 @@ class Candidate:
         method: `fp32` or `int8_static`.
         accuracy: Share (0..1) of the validation rows that it gets right.
         agreement: Share (0..1) of the validation rows on which it chooses fp32's class.
-        latency_ms_b1: Median time of one row in milliseconds.
+        latency_ms_b1: Median time of one row in milliseconds, in the quietest pass.
         latency_ms_p99: 99th percentile of the same.
-        images_per_second: Rows a second in calls of 32 rows.
-        spread: How far the rounds of timing lie apart, as a share of the median; the larger one of
+        images_per_second: Rows a second in calls of 32 rows, at the median of the quietest pass.
+        spread: How much slower the slowest pass was, as a share of the quietest; the larger one of
             the two batch sizes.
         size_bytes: Size of its file.
         refused: Why it cannot be registered and is only compared; empty when it can.
@@ -75,3 +79,16 @@ def front_of(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that no other one beats in all four figures, in the given order."""
     figures = [[candidate.figure(aim) for aim in AIMS] for candidate in candidates]
     return [candidates[at] for at in pareto_front(figures, [best for _, best in AIMS.values()])]
+
+
+def short_names(run_ids: Sequence[str]) -> dict[str, str]:
+    """A label for each run: without what all have in common, and the end of a long name."""
+    names = sorted(set(run_ids))
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(names[0], names[-1]))  # noqa: B905
+    cut = "".join(letter for letter, _ in same).rfind("-") + 1
+    cut = cut if cut >= MIN_COMMON and len(names) > 1 else 0
+    short = {name: f"…{name[cut:]}" if cut else name for name in names}
+    return {
+        name: label if len(label) <= MAX_LABEL else f"…{label[-MAX_LABEL + 1 :]}"
+        for name, label in short.items()
+    }

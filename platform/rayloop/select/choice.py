@@ -2,7 +2,8 @@
 
 Only candidates that may be registered are chosen from, and of these only the Pareto front. The aim
 that is preferred decides; what it cannot tell apart from the best is a tie, and the next aim
-decides among those. So of two models that are equally good the cheaper one wins:
+decides among those. So of two models that are equally good the cheaper one wins; what ties in
+everything is decided by the preferred figure as it stands, then by name.
 
 - Accuracies are counted over the same n validation rows, so they are compared row by row. Where one
   model alone is right on k of them, and one has d more of these than the other, the difference is
@@ -114,9 +115,14 @@ def choose(candidates: Sequence[Candidate], config: SelectConfig) -> Decision:
         if len(tied) < len(left):
             reasons.append(_reason(aim, first, tied, " of these" if reasons else ""))
         left = tied
-    chosen = min(left, key=lambda candidate: candidate.name)
+    chosen = best_of(left, config.prefer)
     within = " within the limits" if limits else ""
     of = f"of {len(allowed)} candidates{within}" if len(allowed) > 1 else f"the only one{within}"
+    if len(left) > 1:
+        equal = "in all else they are" if reasons else "the unbeaten ones are"
+        reasons.append(f"{equal} equal within their errors")
+    elif len(allowed) > 1 and not reasons:
+        reasons = ["none of the others is better in anything"]
     why = f"{of}: {'; '.join(reasons)}" if reasons else of
     return Chosen(candidate=chosen, why=why)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from rayloop.config import SelectConfig
 from rayloop.drawing import COLORS, look, to_png
-from rayloop.select.candidate import AIMS, Aim, Candidate
+from rayloop.select.candidate import AIMS, Aim, Candidate, short_names
 from rayloop.select.choice import limits_of
 from rayloop.select.front import pareto_front
 
@@ -28,11 +29,12 @@ EDGE = "#16325c"
 SMALLEST_AREA, LARGEST_AREA = 14.0, 330.0
 MAX_LABELS = 14
 """With more points than this only the front and the choice are named."""
-MAX_NAME = 22
-MIN_COMMON = 5
-WIDE = 300.0
-TICK_STEPS = (10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-TICK_PX = 34.0
+ACCURACY_STEPS = (10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+FIGURE_STEPS = ((1,), (2, 5), (3, 7), (1.5, 4), (1.2, 2.5, 6, 8), (1.1, 1.3, 1.4, 1.7, 2.2, 3.5))
+ACCURACY_PX, FIGURE_PX = 30.0, 55.0
+ENOUGH_TICKS = 5
+DISTANCES = (4, 12)
+MARGIN, LEAST_MARGIN = 0.1, 0.05
 LINE_STEP_PX = 6.0
 TITLE_WIDTH = 158
 PLACES = [(0, 1), (1, 0), (-1, 0), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
@@ -61,10 +63,11 @@ def draw_comparison(
     """
     with look("light"):
         figure, axes = plt.subplots(1, 2, figsize=(12.5, 6), sharey=True, layout="constrained")
-        told = textwrap.fill(f"{title}. {_decision(chosen, why)}", TITLE_WIDTH)
+        told = textwrap.fill(
+            f"{title}. {_decision(chosen, why)}", TITLE_WIDTH, break_on_hyphens=False
+        )
         figure.suptitle(told, fontsize="medium", x=0.01, ha="left")
         largest = max(candidate.size_bytes for candidate in candidates)
-        _spread_accuracies(axes[0], candidates, floor)
         for axis, aim in zip(axes, PANELS, strict=True):
             axis.set_xscale("log")
             axis.set_xlabel(PANELS[aim])
@@ -74,7 +77,9 @@ def draw_comparison(
                 _ring(axis, aim, chosen, largest)
             if floor is not None:
                 axis.axhline(100 * floor, color=FLOOR, lw=1.4, ls=(0, (6, 3)), zorder=1)
-            axis.margins(x=0.12, y=0.1)
+            axis.margins(x=MARGIN)
+        _spread_accuracies(axes[0], candidates, config, floor)
+        for axis, aim in zip(axes, PANELS, strict=True):
             _shade(axis, aim, config)
             _tick_figures(axis, "{:g}" if aim == "latency" else "{:,.0f}")
         axes[0].set_ylabel("validation accuracy, %")
@@ -82,7 +87,7 @@ def draw_comparison(
         handles = _legend(candidates, chosen, config, floor, largest)
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small")
         figure.draw_without_rendering()
-        named = _named(candidates, front, chosen)
+        named = _named(candidates, front, chosen, config)
         for axis, aim in zip(axes, PANELS, strict=True):
             _name_points(axis, aim, candidates, named, chosen, largest)
         return to_png(figure)
@@ -92,42 +97,67 @@ def _decision(chosen: Candidate | None, why: str) -> str:
     return f"Chosen: {chosen.name}, {why}." if chosen else why
 
 
-def _spread_accuracies(axis: Axes, candidates: Sequence[Candidate], floor: float | None) -> None:
+def _spread_accuracies(
+    axis: Axes, candidates: Sequence[Candidate], config: SelectConfig, floor: float | None
+) -> None:
     """Scale accuracy by the logarithm of what is wrong: 99 and 99.9 lie as far apart as 90 and 99.
 
     Near 100 % a plain axis would lay all good models over one another.
     """
-    shares = [candidate.accuracy for candidate in candidates] + ([floor] if floor else [])
-    least = min([1 - share for share in shares if share < 1], default=0.01)
-    wrong = 100 * least / 3  # where the logarithm ends, so that 100 % has a place
+    shares = [candidate.accuracy for candidate in candidates]
+    shares += [share for share in (floor, config.min_accuracy or None) if share is not None]
+    least = min((1 - share for share in shares if share < 1), default=0.01)
+    end = 100 + 100 * least / 3  # where the logarithm ends, so that 100 % has a place
 
-    axis.set_yscale(
-        "function",
-        functions=(
-            lambda percent: -np.log10(np.maximum(100 - percent, 0) + wrong),
-            lambda place: 100 + wrong - 10.0**-place,
-        ),
-    )
+    def place_of(percent: Any) -> Any:
+        return -np.log10(np.maximum(end - percent, (end - 100) / 1000))
+
+    def percent_at(place: Any) -> Any:
+        return end - 10.0**-place
+
+    axis.set_yscale("function", functions=(place_of, percent_at))
+    low, high = place_of(100 * min(shares)), place_of(100 * max(shares))
+    room = max(MARGIN * (high - low), LEAST_MARGIN)
+    axis.set_ylim(percent_at(low - room), percent_at(high + room))
 
 
 def _tick_figures(axis: Axes, text: str) -> None:
-    low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < WIDE else (1,)))
+    """Round figures on the logarithmic axis."""
+    low, high = np.log10(axis.get_xlim())
+    decades = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
+    levels = [[step * decade for decade in decades for step in steps] for steps in FIGURE_STEPS]
+    inside = [[tick for tick in level if low <= np.log10(tick) <= high] for level in levels]
+    kept = _with_room(inside, lambda tick: axis.transData.transform((tick, 50.0))[0], FIGURE_PX)
+    axis.xaxis.set_major_locator(FixedLocator(kept))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.format(value)))
     axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _tick_accuracies(axis: Axes) -> None:
-    """Round accuracies, the roundest first, as many as have room."""
+    """Round accuracies."""
     bottom, top = axis.get_ylim()
-    kept: dict[float, float] = {}
-    for step in TICK_STEPS:
-        for tick in np.arange(np.ceil(bottom / step), np.floor(min(top, 100) / step) + 1) * step:
-            place = axis.transData.transform((1.0, tick))[1]
-            if all(abs(place - other) >= TICK_PX for other in kept.values()):
-                kept[float(tick)] = place
-    axis.yaxis.set_major_locator(FixedLocator(sorted(kept)))
+    levels = [
+        list(np.arange(np.ceil(bottom / step), np.floor(min(top, 100) / step) + 1) * step)
+        for step in ACCURACY_STEPS
+    ]
+    kept = _with_room(levels, lambda tick: axis.transData.transform((1.0, tick))[1], ACCURACY_PX)
+    axis.yaxis.set_major_locator(FixedLocator(kept))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+
+
+def _with_room(
+    levels: Sequence[Sequence[float]], place_of: Callable[[float], float], apart_px: float
+) -> list[float]:
+    """Ticks of the roundest level, then of the next where there is room, and so on."""
+    kept: dict[float, float] = {}
+    for level in levels:
+        if len(kept) >= ENOUGH_TICKS:
+            break
+        for tick in level:
+            place = place_of(tick)
+            if all(abs(place - other) >= apart_px for other in kept.values()):
+                kept[float(tick)] = place
+    return sorted(kept)
 
 
 def _area(candidate: Candidate, largest: int) -> float:
@@ -187,7 +217,6 @@ def _shade(axis: Axes, aim: Aim, config: SelectConfig) -> None:
         right = max(right, config.max_latency_ms * 1.1)
         axis.axvspan(config.max_latency_ms, right, **forbidden)
     if config.min_accuracy:
-        bottom = min(bottom, 100 * config.min_accuracy - 1)
         axis.axhspan(bottom, 100 * config.min_accuracy, **forbidden)
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
@@ -229,12 +258,16 @@ def _bytes(count: int) -> str:
 
 
 def _named(
-    candidates: Sequence[Candidate], front: Sequence[Candidate], chosen: Candidate | None
+    candidates: Sequence[Candidate],
+    front: Sequence[Candidate],
+    chosen: Candidate | None,
+    config: SelectConfig,
 ) -> list[Candidate]:
     """Which points are named: the choice first, so that its label has the best place."""
+    limits = limits_of(config)
     int8 = [candidate for candidate in candidates if candidate.method != "fp32"]
-    wanted = int8 if len(int8) <= MAX_LABELS else front
-    ordered = [chosen, *front, *wanted] if chosen else [*front, *wanted]
+    within = [candidate for candidate in int8 if all(limit.is_met(candidate) for limit in limits)]
+    ordered = [*([chosen] if chosen else []), *front, *(within if len(int8) <= MAX_LABELS else [])]
     return list({candidate.name: candidate for candidate in ordered}.values())
 
 
@@ -248,7 +281,7 @@ def _name_points(
 ) -> None:
     """Write names where they cover neither a point nor another name; else leave them out."""
     figure: Any = axis.figure
-    labels = _labels(candidates)
+    labels = short_names([candidate.run_id for candidate in candidates])
     scale = figure.dpi / 72
     taken = [
         _box_around(axis, _spot(candidate, aim), np.sqrt(_area(candidate, largest)) * scale / 2)
@@ -259,31 +292,46 @@ def _name_points(
     for candidate in named:
         is_chosen = candidate is chosen
         radius = np.sqrt(_area(candidate, largest) + (190 if is_chosen else 0)) / 2
-        for distance in (4, 12):
-            for right, up in PLACES:
-                away = radius + distance
-                label = axis.annotate(
-                    labels[candidate.run_id],
-                    _spot(candidate, aim),
-                    (right * away, up * away),
-                    textcoords="offset points",
-                    ha={1: "left", 0: "center", -1: "right"}[right],
-                    va={1: "bottom", 0: "center", -1: "top"}[up],
-                    fontsize="small",
-                    fontweight="bold" if is_chosen else "normal",
-                    zorder=5,
-                )
-                label.set_in_layout(False)
-                box = label.get_window_extent(figure.canvas.get_renderer())
-                inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
-                inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
-                if inside and not box.count_overlaps(taken):
-                    taken.append(box)
-                    break
-                label.remove()
-            else:
-                continue
-            break
+        for distance, place in itertools.product(DISTANCES, PLACES):
+            label = _write(axis, labels[candidate.run_id], _spot(candidate, aim), radius + distance,
+                           place, bold=is_chosen, lead=distance > DISTANCES[0])  # fmt: skip
+            label.update_positions(figure.canvas.get_renderer())
+            box = Text.get_window_extent(label)  # without the line to the point
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+            inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            label.remove()
+
+
+def _write(
+    axis: Axes,
+    text: str,
+    spot: tuple[float, float],
+    away: float,
+    place: tuple[int, int],
+    bold: bool,
+    lead: bool,
+) -> Annotation:
+    """Write a name beside a point, with a thin line to it where it stands further off."""
+    right, up = place
+    label = axis.annotate(
+        text,
+        spot,
+        (right * away, up * away),
+        textcoords="offset points",
+        ha={1: "left", 0: "center", -1: "right"}[right],
+        va={1: "bottom", 0: "center", -1: "top"}[up],
+        fontsize="small",
+        fontweight="bold" if bold else "normal",
+        arrowprops={"arrowstyle": "-", "color": FP32, "lw": 0.8, "shrinkA": 0, "shrinkB": 2}
+        if lead
+        else None,
+        zorder=5,
+    )
+    label.set_in_layout(False)
+    return label
 
 
 def _box_around(axis: Axes, spot: tuple[float, float], radius: float) -> Bbox:
@@ -300,18 +348,3 @@ def _boxes_along(axis: Axes, line: Line2D) -> list[Bbox]:
         across = zip(np.linspace(x0, x1, count), np.linspace(y0, y1, count), strict=True)
         boxes += [Bbox.from_extents(x - 2, y - 2, x + 2, y + 2) for x, y in across]
     return boxes
-
-
-def _labels(candidates: Sequence[Candidate]) -> dict[str, str]:
-    """A short name for each run: without what all have in common, and the end of a long one."""
-    runs = sorted({candidate.run_id for candidate in candidates})
-    same = itertools.takewhile(
-        lambda pair: pair[0] == pair[1], zip(runs[0], runs[-1], strict=False)
-    )
-    cut = "".join(letter for letter, _ in same).rfind("-") + 1
-    cut = cut if cut >= MIN_COMMON and len(runs) > 1 else 0
-    short = {run_id: f"…{run_id[cut:]}" if cut else run_id for run_id in runs}
-    return {
-        run_id: name if len(name) <= MAX_NAME else f"…{name[-MAX_NAME + 1 :]}"
-        for run_id, name in short.items()
-    }

@@ -1,9 +1,10 @@
 """A comparison -> a table for people, 80 columns wide."""
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rayloop.select.candidate import Candidate
+from rayloop.select.candidate import Candidate, short_names
 from rayloop.select.comparison import Comparison
 
 SHOWN_ROWS = 30
@@ -19,7 +20,9 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{comparison.rows:,} validation rows",
         caption=_caption(comparison),
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
     )
+    labels = short_names([candidate.run_id for candidate in comparison.candidates])
     table.add_column("candidate", overflow="fold", min_width=12)
     for name in ("accuracy", "ms, 1 row", "images/s", "kB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -29,7 +32,7 @@ def comparison_table(comparison: Comparison) -> Table:
         mark = "chosen" if is_chosen else _mark(candidate, front)
         style = "bold" if is_chosen else "dim" if candidate.refused else ""
         table.add_row(
-            Text(candidate.name),
+            Text(labels[candidate.run_id] + candidate.name.removeprefix(candidate.run_id)),
             f"{candidate.accuracy:.4f}",
             f"{candidate.latency_ms_b1:.3g}",
             f"{candidate.images_per_second:,.0f}",
