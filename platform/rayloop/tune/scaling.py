@@ -135,8 +135,9 @@ def plan_points(config: Config, dataset: DatasetVersion) -> list[Point]:
     points = [_point(BASE, (), alone, dataset)]
     scaling = config.scaling
     for share in scaling.data_shares:
-        times = train.data_share / share if scaling.data_keeps == "steps" else 1.0
-        shared = replace(alone.train, data_share=share, epochs=train.epochs * times)
+        shared = replace(alone.train, data_share=share)
+        if scaling.data_keeps == "steps":
+            shared = replace(shared, epochs=train.epochs * train.data_share / share)
         changed = replace(alone, train=shared)
         points.append(_point(f"data-{share:.10g}", ("data",), changed, dataset))
     for factor in scaling.width_factors:

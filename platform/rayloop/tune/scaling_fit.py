@@ -12,8 +12,10 @@ The doubt has three sources, all kept:
   over these rows gives the covariance of the points, so what all points share does not bend a
   curve, and still moves it. Of the error it is never less than its binomial part.
 - The form of the curve. In each of several hundred redrawn measurements the curve is drawn by
-  its Akaike weight (Burnham and Anderson 2002), not always the winner. Where no curve passes the
-  points within chance, that is said, and the doubt is widened by as much as the points are off
+  its Akaike weight (Burnham and Anderson 2002), not always the winner. These weights go by AIC:
+  the noise is known from seeds and rows, so AICc's correction has no ground here, and with three
+  points it would never admit an asymptote and be sure of what it cannot see. Where no curve passes
+  the points within chance, that is said, and the doubt is widened by as much as the points are off
   (the ratio of Birge 1932).
 """
 
@@ -171,7 +173,7 @@ def forecast(measured: Measured, x_now: float, x_then: float, seed: int) -> Fore
     draws, weights = _redraw(values, means, measured, np.random.default_rng(seed))
     names, solve, value_at = _FORMS[measured.form]
     at = np.concatenate([np.geomspace(min(x), max(*x, x_then), CURVE_POINTS), [x_now, x_then]])
-    penalties = _penalties(len(x), int(counts.sum()))[:, None]
+    penalties = 2.0 * np.arange(1, len(names) + 1)[:, None]
 
     def solved(y: Array) -> tuple[Array, Array]:
         """Coefficients (M, B, 3) and weighted squares (M, B) of every curve."""
@@ -180,9 +182,10 @@ def forecast(measured: Measured, x_now: float, x_then: float, seed: int) -> Fore
         return coefficients, np.asarray(((y - fitted) ** 2) @ weights)
 
     own, squares = solved(means[None])
-    best = int((squares + penalties)[:, 0].argmin())
-    off, freedom = float(squares[best, 0]), len(x) - best - 1
-    misfit = off > freedom + BEYOND_CHANCE * float(np.sqrt(2 * freedom))
+    best = int((squares[:, 0] + _small_sample(len(x), int(counts.sum()))).argmin())
+    closest = int((squares + penalties)[:, 0].argmin())
+    off, freedom = float(squares[closest, 0]), len(x) - closest - 1
+    misfit = freedom > 0 and off > freedom + BEYOND_CHANCE * float(np.sqrt(2 * freedom))
     if misfit:
         draws = means + (draws - means) * np.sqrt(off / freedom)
         weights = weights / (off / freedom)
@@ -247,8 +250,8 @@ def _redraw(
     return draws, 1 / variances
 
 
-def _penalties(points: int, runs: int) -> Array:
-    """What AICc adds for 1, 2 and 3 coefficients; a curve through every point is never taken."""
+def _small_sample(points: int, runs: int) -> Array:
+    """What AICc adds for 1, 2 and 3 coefficients; a curve through every point is never named."""
     penalties = []
     for count in (1, 2, 3):
         left = runs - count - 1
@@ -258,7 +261,7 @@ def _penalties(points: int, runs: int) -> Array:
 
 
 def _by_akaike_weight(scores: Array, chance: np.random.Generator) -> npt.NDArray[np.int64]:
-    """One curve for each column, drawn with probability exp(-AICc / 2)."""
+    """One curve for each column, drawn with probability exp(-AIC / 2)."""
     weights = np.exp(-(scores - scores.min(0)) / 2)
     steps = np.cumsum(weights / weights.sum(0), axis=0)
     return np.asarray((chance.random(scores.shape[1]) > steps[:-1]).sum(0), np.int64)

@@ -22,7 +22,8 @@ BLUE, ORANGE, GREEN = COLORS[:3]
 GREY, DARK = "#8a93a6", INK["light"][1]
 NORMAL_90 = 1.645
 """Standard deviations that bound 90% of a normal distribution."""
-BAR_WIDTH = 1.06
+BAR_SHARE = 0.018
+"""Half the width of the bar that shows the rows' chance, as a share of the axis."""
 LOG_FROM = 8.0
 """Largest over smallest mean from which on the errors are drawn on a logarithmic axis."""
 
@@ -82,8 +83,9 @@ def _draw_panel(
         panel.set_title(_heading(axis, told.val_error), fontsize="medium")
     _draw_points(panel, sizes, rows)
     at = sizes.index(told.val_error.x_now) if told else len(sizes) - 1
-    _draw_binomial(panel, sizes[at], rows[at], val_rows)
     marked = [*sizes, told.val_error.x_then] if told else sizes
+    half_width = (max(marked) / min(marked)) ** BAR_SHARE
+    _draw_binomial(panel, sizes[at], half_width, rows[at], val_rows)
     panel.xaxis.set_major_locator(FixedLocator(sorted(set(marked))))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
@@ -145,11 +147,13 @@ def _draw_points(panel: Axes, sizes: list[int], rows: list[dict[str, Any]]) -> N
     )  # fmt: skip
 
 
-def _draw_binomial(panel: Axes, size: int, row: dict[str, Any], val_rows: int) -> None:
+def _draw_binomial(
+    panel: Axes, size: int, half_width: float, row: dict[str, Any], val_rows: int
+) -> None:
     """What the number of validation rows alone leaves open, as a bar behind the point of now."""
     around = 100 * NORMAL_90 * row["val_error_binomial"]
     panel.fill_between(
-        [size / BAR_WIDTH, size * BAR_WIDTH],
+        [size / half_width, size * half_width],
         max(0.0, 100 * row["val_error"] - around),
         100 * row["val_error"] + around,
         color=GREEN, alpha=0.35, lw=0, zorder=1, label=f"chance of {val_rows:,} validation rows",

@@ -89,7 +89,7 @@ class _Results:
         )
         title = (
             f"{config.run_id}: {config.model.name} on {self.dataset.name}, "
-            f"{config.train.epochs:g} epochs, {config.scaling.seeds} seeds a point"
+            f"epochs {config.train.epochs:g}, {config.scaling.seeds} seeds a point"
         )
         png = draw_scaling(rows, found, self.axes, title, val_rows)
         self.storage.write(self.picture, png)
