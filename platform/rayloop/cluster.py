@@ -138,6 +138,11 @@ def sizes_of_nodes() -> list[tuple[float, float]]:
     return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _live_nodes()]
 
 
+def memory_of_nodes() -> list[float]:
+    """Bytes of memory for processes on each live node, as Ray found them at its start."""
+    return [node.get("memory", 0.0) for node in _live_nodes()]
+
+
 def cpus_of_nodes() -> list[float]:
     """CPUs of each live node of the connected cluster."""
     return [node.get("CPU", 0.0) for node in _live_nodes()]

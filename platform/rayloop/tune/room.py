@@ -1,5 +1,6 @@
 """The nodes of a cluster and a configuration -> how trials are trained and how many at once."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,10 @@ from rayloop.cluster import SPARE_CPUS
 from rayloop.config import Config
 from rayloop.errors import ConfigError, DoesNotFit
 
+PROCESS_BYTES = 500_000_000
+"""What a process that has torch loaded takes on a CPU, beside its data (0.4 GB measured)."""
+DDP_PROCESSES = 2
+"""Processes of that size that a trial by workers of its own has beside them."""
 DDP_MIN_CPUS = 8
 """CPUs from which on workers of their own pay for a trial where there are no GPUs."""
 
@@ -30,12 +35,15 @@ class Room:
     max_concurrent: int
 
 
-def plan_room(config: Config, nodes: list[tuple[float, float]]) -> Room:
+def plan_room(
+    config: Config, nodes: list[tuple[float, float]], memory_bytes: float = math.inf
+) -> Room:
     """Decide how trials are trained, or refuse what could never be scheduled.
 
     Args:
         config: The sweep's settings.
         nodes: CPUs and GPUs of each live node.
+        memory_bytes: Of all nodes, for processes.
 
     Raises:
         DoesNotFit: Not one trial fits, or fewer at once than were asked for.
@@ -52,10 +60,13 @@ def plan_room(config: Config, nodes: list[tuple[float, float]]) -> Room:
         kind = "ddp" if tune.search != "pbt" and _ddp_pays(config, nodes) else "function"
     num_workers = train.num_workers if kind == "ddp" else 1
     cpus, gpus = train.cpus_per_worker or 1, int(train.use_gpu)
-    places = _trials_at_once(nodes, num_workers, cpus, gpus)
+    processes = num_workers + (DDP_PROCESSES if kind == "ddp" else 0)
+    in_memory = memory_bytes / (processes * PROCESS_BYTES)
+    places = int(min(_trials_at_once(nodes, num_workers, cpus, gpus), max(1, in_memory)))
     have = (
         f"the cluster has {sum(c for c, _ in nodes):g} CPUs, {SPARE_CPUS} of them for the driver, "
         f"and {sum(g for _, g in nodes):g} GPUs on {len(nodes)} node(s)"
+        f", and {memory_bytes / 1e9:.0f} GB of memory"
     )
     each = f"{num_workers * cpus} CPUs and {num_workers * gpus} GPUs"
     if places < 1:

@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
-from rayloop.cluster import sizes_of_nodes
+from rayloop.cluster import memory_of_nodes, sizes_of_nodes
 from rayloop.config import Config
 from rayloop.data.versions import DatasetVersion, open_version
 from rayloop.errors import ConfigError, WorkError
@@ -72,7 +72,7 @@ def tune(
     space = read_space(config)
     dataset = open_version(storage, config.data.dataset_name, config.data.version)
     refuse_useless(config, dataset, initial_model(config, dataset))
-    room = plan_room(config, sizes_of_nodes())
+    room = plan_room(config, sizes_of_nodes(), sum(memory_of_nodes()))
     config = _fill_in(config, dataset, clock)
     sweep = Sweep(config, storage, dataset, clock)
     _announce(config, room, sweep, space.lines())

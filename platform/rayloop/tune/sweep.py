@@ -24,6 +24,7 @@ from rayloop.tune.stopping import should_stop
 from rayloop.tune.suggestion import Wait
 from rayloop.tune.trial import Trial, load_trials, save_trial
 
+LONGEST_ERROR = 500
 MEANS = frozenset({"max_concurrent", "max_failures", "trainable"})
 """Tune settings that say how the work is done; a sweep may go on with others."""
 
@@ -131,7 +132,7 @@ class Sweep:
     def retry(self, number: int, error: str) -> None:
         """A trial failed and is begun again."""
         trial = self._trials[number]
-        self._save(replace(trial, attempts=trial.attempts + 1, error=error))
+        self._save(replace(trial, attempts=trial.attempts + 1, error=_one_line(error)))
 
     def finish(self, number: int) -> None:
         """A trial came to its end; one that was stopped or failed stays so."""
@@ -143,7 +144,7 @@ class Sweep:
         """A trial failed for good; the sweep goes on."""
         trial = self._trials[number]
         if not trial.is_over:
-            self._end(trial, status="failed", error=error)
+            self._end(trial, status="failed", error=_one_line(error))
 
     def _begin(self, trial: Trial) -> Trial:
         self._began_s[trial.number] = self._clock.monotonic()
@@ -182,6 +183,10 @@ class Sweep:
                 "Use the same settings to continue it, or another --run-id."
             )
         self.storage.write_json(path, mine)
+
+
+def _one_line(error: str) -> str:
+    return " ".join(error.split())[:LONGEST_ERROR]
 
 
 def read_space(config: Config) -> Space:

@@ -10,7 +10,7 @@ import torch
 
 from rayloop.config import Config
 from rayloop.data.versions import DatasetVersion, Split, open_version, read_split
-from rayloop.errors import RayloopError
+from rayloop.errors import Diverged, RequestError
 from rayloop.storage import Storage
 from rayloop.train.alone import Segment, train_alone
 from rayloop.train.checkpoint import newest_good
@@ -41,8 +41,8 @@ class TrialWork:
 def run_trial(settings: dict[str, Any], work: TrialWork) -> None:
     """Train one trial; what it reports is `record`, `costs` or, for good, `failed`.
 
-    Tune ends it out of a report where the sweep says so. An error of rayloop's own would come
-    again, so it is reported and not raised; any other one is Tune's to try again.
+    Tune ends it out of a report where the sweep says so. Settings that cannot train would fail
+    again, so that is reported and not raised; any other error is Tune's to try again.
 
     Args:
         settings: `config`, the trial's whole configuration, and `segment`, its part of a run.
@@ -64,7 +64,7 @@ def run_trial(settings: dict[str, Any], work: TrialWork) -> None:
         torch.set_num_threads(work.num_threads)
         dataset, splits = _rows(work.root, config.data.dataset_name, config.data.version)
         train_alone(config, storage, dataset, splits, on_record, segment)
-    except RayloopError as error:
+    except (RequestError, Diverged) as error:
         ray.tune.report({"failed": str(error)})
 
 
