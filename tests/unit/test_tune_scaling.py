@@ -371,6 +371,12 @@ def test_every_axis_is_told_from_its_points(dataset):
     speed = found["batch"].images_per_second
     assert speed is not None
     assert speed.change == pytest.approx(2**0.3, rel=0.01)
+    tried = found["data"].held_out
+    assert tried is not None
+    assert (tried.x_now, tried.x_then) == (55, 110)
+    assert tried.low <= found["data"].val_error.now <= tried.high
+    assert found["data"].plain()["held_out"]["measured"] == round(found["data"].val_error.now, 6)
+    assert found["parameters"].held_out is None  # two of its three points are no curve
     told = found["batch"].plain()
     assert told["metric"] == "val_error"
     assert {"now", "predicted", "low", "high", "model", "effect"} <= set(told)

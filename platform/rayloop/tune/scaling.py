@@ -88,12 +88,15 @@ class Doubling:
         val_error: Share (0..1) of validation rows predicted wrong.
         val_loss: Mean cross-entropy on the validation split.
         images_per_second: Of the training; only for the batch size.
+        held_out: What the other points say of the largest one's error, as a trial of the curve;
+            only for data and parameters, and where three are left.
     """
 
     axis: Axis
     val_error: Forecast
     val_loss: Forecast
     images_per_second: Forecast | None = None
+    held_out: Forecast | None = None
 
     def plain(self) -> dict[str, Any]:
         """Its numbers for the job's last line: the error's own, the others' below them."""
@@ -105,6 +108,10 @@ class Doubling:
             )
             if value
         }
+        if self.held_out:
+            tried = _plain(self.held_out)
+            told["held_out"] = {name: tried[name] for name in ("predicted", "low", "high", "model")}
+            told["held_out"]["measured"] = round(self.val_error.now, DECIMALS)
         return {"metric": "val_error", **_plain(self.val_error), **told}
 
 
@@ -301,17 +308,27 @@ def _doubling(
     of_points = [_sound(runs, point) for point in points]
     x = [float(point.sizes[axis]) for point in points]
     form: Form = "parabola" if axis == "batch" else "power"
-    wrong = row_noise([np.stack([run.wrong for run in of]) for of in of_points], is_share=True)
-    losses = row_noise([np.stack([run.losses for run in of]) for of in of_points], is_share=False)
-    errors_of = [[run.val_error for run in of] for of in of_points]
-    losses_of = [[run.val_loss for run in of] for of in of_points]
-    error = Measured(x=x, values=errors_of, noise=wrong, form=form, upper=1.0)
-    loss = Measured(x=x, values=losses_of, noise=losses, form=form)
-    of_error, of_loss = (forecast(measured, now, 2 * now, seed) for measured in (error, loss))
-    if not of_error or not of_loss:
+    error = forecast(_errors(x, of_points, form), now, 2 * now, seed)
+    loss = forecast(_losses(x, of_points, form), now, 2 * now, seed)
+    if not error or not loss:
         return None
-    speed = _speed(x, of_points, now, seed) if axis == "batch" else None
-    return Doubling(axis=axis, val_error=of_error, val_loss=of_loss, images_per_second=speed)
+    if axis == "batch":
+        speed = _speed(x, of_points, now, seed)
+        return Doubling(axis=axis, val_error=error, val_loss=loss, images_per_second=speed)
+    tried = forecast(_errors(x[:-1], of_points[:-1], form), x[-2], x[-1], seed)
+    return Doubling(axis=axis, val_error=error, val_loss=loss, held_out=tried)
+
+
+def _errors(x: Sequence[float], of_points: Sequence[Sequence[Run]], form: Form) -> Measured:
+    noise = row_noise([np.stack([run.wrong for run in of]) for of in of_points], is_share=True)
+    values = [[run.val_error for run in of] for of in of_points]
+    return Measured(x=x, values=values, noise=noise, form=form, upper=1.0)
+
+
+def _losses(x: Sequence[float], of_points: Sequence[Sequence[Run]], form: Form) -> Measured:
+    noise = row_noise([np.stack([run.losses for run in of]) for of in of_points], is_share=False)
+    values = [[run.val_loss for run in of] for of in of_points]
+    return Measured(x=x, values=values, noise=noise, form=form)
 
 
 def _speed(

@@ -250,6 +250,12 @@ def _said(axis: Axis, told: Doubling) -> list[str]:
         f"  loss {loss.now:.4f} to {loss.predicted:.4f} ({loss.low:.4f} to {loss.high:.4f}); "
         f"{loss.effect}"
     )
+    if told.held_out:
+        lines.append(
+            f"  the largest point from the others: {100 * told.held_out.predicted:.2f}% "
+            f"({100 * told.held_out.low:.2f} to {100 * told.held_out.high:.2f}); measured "
+            f"{100 * error.now:.2f}%"
+        )
     if speed:
         lines.append(
             f"  images a second times {speed.change:.2f} "
