@@ -24,7 +24,7 @@ from typing import Any
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.code_version import code_version
-from rayloop.errors import ConfigError, Corrupt, DataMissing
+from rayloop.errors import ConfigError, Corrupt, DataMissing, RequestError
 from rayloop.storage import Storage
 
 EXPERIMENT = "rayloop"
@@ -82,6 +82,33 @@ def exclusive(storage: Storage, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def held(storage: Storage, name: str, what: str) -> Iterator[None]:
+    """Hold a file lock under a local root, or refuse at once where another process holds it.
+
+    Args:
+        storage: The root; a remote one has no lock.
+        name: Of the lock.
+        what: What it stands for, to begin the message with.
+
+    Raises:
+        RequestError: Another process of this machine holds it.
+    """
+    folder = storage.local_path()
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(
+                f"{what} is being worked on by another process of this machine; wait for its end."
+            ) from None
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rayloop.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig, TuneConfig
-from rayloop.errors import ConfigError, DataMissing, DoesNotFit, WorkError
+from rayloop.errors import ConfigError, DataMissing, DoesNotFit, StorageFull, WorkError
 from rayloop.storage import Storage
 from rayloop.tracking import Tracker
 from rayloop.train.result import load_result
@@ -155,16 +155,16 @@ def test_an_error_of_ours_is_recorded_at_once_and_a_sweep_of_them_says_the_first
 
 
 def test_trials_by_workers_of_their_own_and_one_is_stopped(storage: Storage) -> None:
-    config = config_of(
-        workers=2, space=GOOD_AND_BAD, search="grid", trainable="ddp", grace_epochs=6
-    )
+    """The one after it gets the stopped one's CPUs."""
+    space = ("train.learning_rate=choice(0.05, 0.000001, 0.07)",)
+    config = config_of(workers=2, space=space, search="grid", trainable="ddp", grace_epochs=2)
     result = tune(config, storage, Tracker(storage))
-    good, bad = load_trials(storage, "s")
+    good, bad, last = load_trials(storage, "s")
     assert (good.status, bad.status) == ("finished", "stopped")
+    assert last.is_over and last.records
     assert bad.epochs < 8
     assert load_result(storage, good.run_id).num_workers == 2
     assert result.test_accuracy is not None
-    assert not storage.exists(f"runs/{bad.run_id}/result.json")
 
 
 def test_a_sweep_that_can_never_run_is_refused_at_once(storage: Storage) -> None:
@@ -183,3 +183,35 @@ def test_a_sweep_that_can_never_run_is_refused_at_once(storage: Storage) -> None
         tune(replace(config, tune=replace(config.tune, stopping="none",
              objectives=("val_accuracy", "latency_ms_b1"))), storage, tracker)  # fmt: skip
     assert not storage.exists("runs/s/trials")
+
+
+@pytest.mark.parametrize("search", ["pbt", "tpe"])
+def test_searches_that_learn_run_on_ray(storage: Storage, search: str) -> None:
+    config = config_of(
+        epochs=4, search=search, trials=4, startup_trials=2, perturb_epochs=2,
+        space=("train.learning_rate=log(0.01, 0.1)", "train.label_smoothing=linear(0, 0.2)"),
+    )  # fmt: skip
+    result = tune(config, storage, Tracker(storage))
+    trials = load_trials(storage, "s")
+    assert result.num_trials == len(trials) == (8 if search == "pbt" else 4)
+    assert result.failed == 0 and result.test_accuracy is not None
+    if search == "pbt":
+        assert [step["from_epoch"] for step in result.schedule] == [0, 2]
+        assert load_result(storage).history[-1]["epoch"] == 4
+        assert len(load_result(storage).history) == 4
+
+
+def test_a_full_disk_ends_the_sweep_and_not_its_trials(storage: Storage) -> None:
+    config = config_of(epochs=1, space=GOOD_AND_BAD, search="grid", stopping="none",
+                       objectives=("val_accuracy", "size_bytes"))  # fmt: skip
+    with pytest.raises(StorageFull, match="the disk is full"):
+        tune(config, storage, Tracker(storage), full_disk)
+    assert all(trial.status == "running" for trial in load_trials(storage, "s"))
+    children = Tracker(storage).runs(parent="s")
+    assert children and all(run.status == "KILLED" for run in children)
+    result = tune(config, storage, Tracker(storage), lambda *_: {"size_bytes": 1.0})
+    assert (result.num_trials, result.failed) == (2, 0)
+
+
+def full_disk(storage: Storage, config: Config) -> dict[str, float]:
+    raise StorageFull("the disk is full")

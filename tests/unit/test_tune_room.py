@@ -33,9 +33,10 @@ def config_of(workers: int = 2, cpus: int = 0, use_gpu: bool = False, **tune: An
         (config_of(max_concurrent=3), [(16.0, 0.0)], "ddp", 3),
         (config_of(use_gpu=True), [(16.0, 4.0)], "ddp", 2),
         (config_of(use_gpu=True), [(16.0, 2.0)], "function", 2),
+        (config_of(), [(2.0, 0.0)], "function", 2),
         # A worker stays on one node: 3 CPUs of each of two nodes are one worker of 2 each.
         (config_of(cpus=2, trainable="ddp"), [(3.0, 0.0), (3.0, 0.0)], "ddp", 1),
-        (config_of(), [(8.0, 0.0)] * 50, "ddp", 199),
+        (config_of(), [(8.0, 0.0)] * 50, "ddp", 175),
     ],
 )
 def test_room_follows_from_the_nodes(
@@ -66,6 +67,21 @@ def test_memory_limits_how_many_run_at_once() -> None:
 def test_what_never_fits_is_refused(config: Config, told: str) -> None:
     with pytest.raises(DoesNotFit, match=told):
         plan_room(config, LAPTOP)
+
+
+def test_what_starts_the_workers_needs_a_little_too() -> None:
+    """Four workers of 4 CPUs fill two nodes of 8 to the last CPU, and could never start."""
+    config = config_of(workers=4, cpus=4, trainable="ddp")
+    with pytest.raises(DoesNotFit, match="needs 16 CPUs"):
+        plan_room(config, [(8.0, 0.0), (8.0, 0.0), (2.0, 0.0)])
+
+
+def test_data_that_does_not_fit_is_streamed_to_workers() -> None:
+    config = config_of()
+    streamed = replace(config, data=replace(config.data, feed="stream"))
+    assert plan_room(streamed, LAPTOP).kind == "ddp"
+    with pytest.raises(ConfigError, match="data.feed=stream says that they do not fit"):
+        plan_room(replace(streamed, tune=TuneConfig(trainable="function")), LAPTOP)
 
 
 def test_a_population_is_not_trained_by_workers() -> None:

@@ -156,6 +156,12 @@ REFUSED = {
     ("train.learning_rate=choice()",): "a choice of nothing",
     ("train.learning_rate=choice(1, 1.0)",): "names a value twice",
     ("train.learning_rate=choice(1 + x)",): "is no plain value",
+    ("train.global_batch_size=linear(2, 1e999)",): "is no plain value",
+    ("train.learning_rate=choice({1: 2})",): "is no plain value",
+    (
+        "train.learning_rate=log(0.001, 0.1)",
+        "train.clip_norm=linear(0, 2) if train.learning_rate == 5",
+    ): "never holds: train.learning_rate is from 0.001 to 0.1",
     ("train.optimizer=log(1, 2)",): "is no number; use choice",
     ("train.optimizer=choice(adam)",): "takes one of adamw, sgd, muon",
     ("train.augment.flip=choice(1, 0)",): "takes true or false",

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rayloop.config import Config
 from rayloop.errors import ConfigError, Corrupt, WorkError
+from rayloop.tune.population import perturbed
 from rayloop.tune.search import front, num_trials
-from rayloop.tune.suggestion import Wait
+from rayloop.tune.suggestion import Wait, generator
 from rayloop.tune.trial import Trial, lineage, load_trials
 from tests.unit.tune_cases import accuracy, config_of, open_sweep, record, run, train, without_times
 
@@ -200,11 +201,67 @@ def test_the_run_id_of_other_data_or_a_single_run_is_refused(tmp_path: Path) -> 
         open_sweep(tmp_path, replace(case("tpe"), run_id="one"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_fails_its_trial_alone(tmp_path: Path, value: float) -> None:
+    """JSON has no such numbers: written down it would stop the sweep at every start."""
+    sweep = open_sweep(tmp_path, case("tpe"))
+    sweep.next()
+    assert sweep.report(0, {**record(1, 0.5), "val_loss": value})
+    assert sweep.trial(0).status == "failed"
+    assert sweep.trial(0).error == f"val_loss is {value} at epoch 1"
+    assert len(run(sweep)) == 12
+
+
+@pytest.mark.parametrize("name", ["random", "tpe", "pbt"])
+def test_a_record_that_was_removed_is_tried_again(tmp_path: Path, name: str) -> None:
+    whole = run(open_sweep(tmp_path, case(name)))
+    (tmp_path / "runs/s/trials/0002.json").unlink()
+    sweep = open_sweep(tmp_path, case(name))
+    assert not sweep.is_complete
+    begun: list[int] = []
+    trials = run(sweep, told=lambda trial: begun.append(trial.number))
+    assert begun == [2]
+    assert trials[2].assignment == whole[2].assignment
+    assert sweep.is_complete and len(trials) == len(whole)
+
+
+def test_values_that_contradict_each_other_fail_their_trial_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = open_sweep(tmp_path, case("random"))
+    settings_of = sweep.settings_of
+
+    def refuse_the_second(trial: Trial) -> Config:
+        if trial.number == 1:
+            raise ConfigError("no such pair")
+        return settings_of(trial)
+
+    monkeypatch.setattr(sweep, "settings_of", refuse_the_second)
+    trials = run(sweep)
+    assert [t.status == "failed" for t in trials] == [False, True] + [False] * 7
+    assert trials[1].error == "no such pair"
+
+
+def test_a_crash_that_is_told_after_the_end_changes_nothing(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path, case("random"))
+    [trial] = run(sweep, up_to=1)
+    sweep.retry(0, "too late")
+    assert sweep.trial(0) == trial
+
+
+def test_a_trial_that_is_queued_again_comes_first(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path, case("random"))
+    sweep.next()
+    sweep.requeue(0)
+    again = sweep.next()
+    assert isinstance(again, Trial) and (again.number, again.attempts) == (0, 2)
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, case("random"))
     run(sweep, up_to=2)
     sweep.storage.write("runs/s/trials/0001.json", b"{}")
-    with pytest.raises(Corrupt, match=r"0001.json is not a trial.*remove it to try"):
+    with pytest.raises(Corrupt, match=r"0001.json is not a trial.*remove it, and"):
         open_sweep(tmp_path, case("random"))
 
 
@@ -259,6 +316,7 @@ def test_a_population_copies_its_best(tmp_path: Path) -> None:
                 assert parent in best
             else:
                 assert parent == old and mine.assignment == old.assignment
+    assert all(t.status == "finished" for t in trials)
     assert [t.stop_epochs for t in trials] == [3.0] * 8 + [6.0] * 8 + [0.0] * 8
     assert num_trials(case("pbt").tune, open_sweep(tmp_path / "b", case("pbt")).space, 10) == 16
     last = max(turns[-1], key=lambda t: t.figures["val_accuracy"])
@@ -288,6 +346,23 @@ def test_a_turn_that_fails_as_a_whole_ends_the_sweep(tmp_path: Path) -> None:
         sweep.fail(number, "no disk")
     with pytest.raises(WorkError, match="All 4 members.*no disk"):
         sweep.next()
+
+
+def test_a_perturbed_setting_moves_and_stays_in_its_domain(tmp_path: Path) -> None:
+    texts = ("train.augment.translate_px=linear(0, 3)", "train.augment.flip=choice(true, false)",
+             "train.clip_norm=linear(1, 2) if train.augment.flip == true",
+             "train.clip_norm=linear(3, 4) if train.augment.flip == false")  # fmt: skip
+    space = open_sweep(tmp_path, case("pbt", space=texts)).space
+    for seed in range(60):
+        old = space.sample(generator(seed, 0))
+        new = perturbed(space, old, generator(seed, 1))
+        assert set(new) == set(old)
+        low = 1 if new["train.augment.flip"] else 3
+        assert low <= new["train.clip_norm"] <= low + 1
+        assert 0 <= new["train.augment.translate_px"] <= 3
+    moved = [perturbed(space, {**old, "train.augment.translate_px": 1}, generator(s, 2))
+             ["train.augment.translate_px"] for s in range(40)]  # fmt: skip
+    assert set(moved) >= {0, 2}
 
 
 def test_a_population_stays_within_the_space(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.config import Config, to_dict
 from rayloop.data.batches import ResidentFeed
 from rayloop.data.versions import DatasetVersion, Split
+from rayloop.errors import DataMissing
 from rayloop.models.classifier import count_parameters
 from rayloop.storage import Storage
 from rayloop.train.checkpoint import (
@@ -121,7 +122,15 @@ def _start(
     if own:
         refuse_other_manifest(own, about)
         return own
-    return newest_good(storage, segment.begin_with) if segment.begin_with else None
+    if not segment.begin_with:
+        return None
+    before = newest_good(storage, segment.begin_with)
+    if before is None:
+        raise DataMissing(
+            f"Run {segment.begin_with!r}, which {config.run_id!r} goes on with, has no checkpoint "
+            f"under {storage.path('runs', segment.begin_with)} any more."
+        )
+    return before
 
 
 def _hooks(

@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import difflib
 import itertools
+import math
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -197,8 +198,12 @@ def _literal(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_literal(element, text) for element in node.elts)
     try:
-        return ast.literal_eval(node)
-    except ValueError:
+        value = ast.literal_eval(node)
+        hash(value)
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+        raise ValueError(value)
+    except (ValueError, TypeError):
         raise ConfigError(
             f"tune.space has {text!r}, where {ast.unparse(node)!r} is no plain value; put a name "
             "with signs in it into quotes."
@@ -267,14 +272,25 @@ def _refuse_unreachable(space: Space) -> None:
         if not domains:
             possible = [value_of(space.base, condition.field)]
         else:
-            possible = [v for d in domains for v in (d.values if isinstance(d, Choice) else ())]
-            if any(isinstance(domain, Range) for domain in domains):
-                continue
+            possible = [v for d in domains for v in _possible(d, condition.values)]
         if not set(possible) & set(condition.values):
             raise ConfigError(
                 f"tune.space has '{dimension}', which never holds: {condition.field} is "
                 f"{' or '.join(str(value) for value in possible)}."
             )
+
+
+def _possible(domain: Range | Choice, wanted: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values of a domain, or, of a range, its ends and those that are wanted and can be drawn.
+
+    A given real number is never drawn from a range.
+    """
+    if isinstance(domain, Choice):
+        return domain.values
+    ends = (f"from {domain.low:g} to {domain.high:g}",)
+    if not domain.is_integer:
+        return ends
+    return ends + tuple(value for value in wanted if domain.low <= value <= domain.high)
 
 
 def _refuse_contradictions(space: Space) -> None:

@@ -123,12 +123,16 @@ def perturbed(space: Space, assignment: Assignment, random: np.random.Generator)
         if old is None or chance < RESAMPLE_SHARE:
             changed[dimension.field] = fresh
         elif isinstance(dimension.domain, Choice):
-            changed[dimension.field] = old
+            changed[dimension.field] = old if old in dimension.domain.values else fresh
         else:
-            changed[dimension.field] = _within(dimension.domain, old * factor)
+            changed[dimension.field] = _changed(dimension.domain, old, factor)
     return changed
 
 
-def _within(domain: Range, value: float) -> float | int:
+def _changed(domain: Range, old: float, factor: float) -> float | int:
+    """A number made larger or smaller, a whole one by at least one, within its range."""
+    value = old * factor
+    if domain.is_integer:
+        value = old + (max(1, round(value - old)) if factor > 1 else min(-1, round(value - old)))
     value = min(max(value, domain.low), domain.high)
     return round(value) if domain.is_integer else value

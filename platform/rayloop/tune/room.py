@@ -12,6 +12,8 @@ PROCESS_BYTES = 500_000_000
 """What a process that has torch loaded takes on a CPU, beside its data (0.4 GB measured)."""
 DDP_PROCESSES = 2
 """Processes of that size that a trial by workers of its own has beside them."""
+COORDINATOR_CPUS = 0.1
+"""Most that the trials' own processes beside their workers ask for on a node."""
 DDP_MIN_CPUS = 8
 """CPUs from which on workers of their own pay for a trial where there are no GPUs."""
 
@@ -56,6 +58,13 @@ def plan_room(
             "tune.trainable=ddp and tune.search=pbt do not go together: a turn of a population is "
             "trained in one process. Use --tune.trainable function."
         )
+    if kind == "function" and config.data.feed == "stream":
+        raise ConfigError(
+            "tune.trainable=function reads whole splits into memory, and data.feed=stream says "
+            "that they do not fit. Use --tune.trainable ddp, or --data.feed auto."
+        )
+    if kind == "auto" and config.data.feed == "stream":
+        kind = "ddp"
     if kind == "auto":
         kind = "ddp" if tune.search != "pbt" and _ddp_pays(config, nodes) else "function"
     num_workers = train.num_workers if kind == "ddp" else 1
@@ -66,7 +75,7 @@ def plan_room(
     have = (
         f"the cluster has {sum(c for c, _ in nodes):g} CPUs, {SPARE_CPUS} of them for the driver, "
         f"and {sum(g for _, g in nodes):g} GPUs on {len(nodes)} node(s)"
-        f", and {memory_bytes / 1e9:.0f} GB of memory"
+        f"{f', and {memory_bytes / 1e9:.0f} GB of memory' if memory_bytes < math.inf else ''}"
     )
     each = f"{num_workers * cpus} CPUs and {num_workers * gpus} GPUs"
     if places < 1:
@@ -96,6 +105,10 @@ def _trials_at_once(
     nodes: list[tuple[float, float]], num_workers: int, cpus: int, gpus: int
 ) -> int:
     """Trials that fit, whose workers each stay on one node; some CPUs are kept for the driver."""
-    places = sum(int(min(c // cpus, g // gpus if gpus else float("inf"))) for c, g in nodes)
-    allowed = (sum(c for c, _ in nodes) - SPARE_CPUS) // cpus
+    total = sum(c for c, _ in nodes)
+    allowed = (total - SPARE_CPUS if total > SPARE_CPUS else total) // cpus
+    taken = COORDINATOR_CPUS if num_workers > 1 else 0.0  # what starts the workers, on any node
+    places = sum(
+        int(min((c - taken) // cpus, g // gpus if gpus else float("inf"))) for c, g in nodes
+    )
     return int(min(places, allowed) // num_workers)

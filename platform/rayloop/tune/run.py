@@ -6,10 +6,13 @@ kept, so nothing of it can be lost.
 """
 
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import ray
 import ray.tune
 from ray import cloudpickle
@@ -20,23 +23,24 @@ from ray.tune.search import Searcher
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.cluster import memory_of_nodes, sizes_of_nodes
-from rayloop.config import Config
+from rayloop.config import Config, ModelConfig
 from rayloop.data.versions import DatasetVersion, open_version
-from rayloop.errors import ConfigError, WorkError
+from rayloop.errors import ConfigError, RequestError, WorkError
 from rayloop.logs import stage_logger
-from rayloop.models.classifier import count_parameters
+from rayloop.models.classifier import ImageClassifier, count_parameters
 from rayloop.storage import Storage
-from rayloop.tracking import Tracker
+from rayloop.tracking import Tracker, held
 from rayloop.train.alone import Segment
 from rayloop.train.claim import new_run_id
 from rayloop.train.final_test import final_test
-from rayloop.train.start import initial_model, refuse_useless
+from rayloop.train.start import initial_model, order_of, refuse_useless
 from rayloop.tune.objective import COSTS
 from rayloop.tune.picture import draw_sweep
 from rayloop.tune.progress import Progress
 from rayloop.tune.result import TuneResult, save_tune_result
 from rayloop.tune.room import Room, plan_room
 from rayloop.tune.search import front
+from rayloop.tune.space import Space, assign
 from rayloop.tune.stopping import stopping_rule
 from rayloop.tune.suggestion import Wait
 from rayloop.tune.sweep import Sweep, read_space
@@ -45,6 +49,9 @@ from rayloop.tune.trainable import Measure, TrialWork, run_trial
 from rayloop.tune.trial import Trial, lineage
 
 log = stage_logger("tune")
+
+DRAWN_TO_CHECK = 50
+"""Draws from the space that are tried against the data before a sweep begins."""
 
 
 def tune(
@@ -68,14 +75,22 @@ def tune(
             no room, or the run id belongs to another sweep.
         WorkError: No trial came to its end.
     """
-    began_s = clock.monotonic()
     space = read_space(config)
     dataset = open_version(storage, config.data.dataset_name, config.data.version)
-    refuse_useless(config, dataset, initial_model(config, dataset))
     room = plan_room(config, sizes_of_nodes(), sum(memory_of_nodes()))
+    _refuse_useless(space, dataset, room)
     config = _fill_in(config, dataset, clock)
+    with held(storage, f"sweep-{config.run_id}", f"Sweep {config.run_id!r}"):
+        return _run_sweep(config, storage, dataset, room, tracker, measure, clock)
+
+
+def _run_sweep(
+    config: Config, storage: Storage, dataset: DatasetVersion, room: Room, tracker: Tracker,
+    measure: Measure | None, clock: Clock,
+) -> TuneResult:  # fmt: skip
+    began_s = clock.monotonic()
     sweep = Sweep(config, storage, dataset, clock)
-    _announce(config, room, sweep, space.lines())
+    _announce(config, room, sweep)
     tracking = SweepTracking(sweep, tracker, storage, dataset)
     wanted = {name for name in config.tune.objectives if name in COSTS}
     work = TrialWork(
@@ -85,8 +100,9 @@ def tune(
         measure=_costs(measure, wanted) if wanted else None,
     )
     with tracking.running(), Progress(sweep) as progress:
-        _run(sweep, room, work, _Events(sweep, tracking, progress))
-        result = _conclude(sweep, storage, began_s, clock)
+        if not sweep.is_complete:
+            _run(sweep, room, work, _Events(sweep, room, tracking, progress))
+        result = _conclude(sweep, storage, tracker, began_s, clock)
         tracking.conclude(result)
     return result
 
@@ -100,10 +116,10 @@ def _fill_in(config: Config, dataset: DatasetVersion, clock: Clock) -> Config:
     )
 
 
-def _announce(config: Config, room: Room, sweep: Sweep, lines: list[str]) -> None:
+def _announce(config: Config, room: Room, sweep: Sweep) -> None:
     tune = config.tune
     log.info("sweep %s searches (%s):", config.run_id, tune.search)
-    for line in lines:
+    for line in sweep.space.lines():
         log.info("  %s", line)
     known, over = len(sweep.trials), sum(trial.is_over for trial in sweep.trials)
     log.info(
@@ -114,6 +130,31 @@ def _announce(config: Config, room: Room, sweep: Sweep, lines: list[str]) -> Non
     )  # fmt: skip
     if known:
         log.info("goes on: %d trials are over, %d were under way", over, known - over)
+
+
+def _refuse_useless(space: Space, dataset: DatasetVersion, room: Room) -> None:
+    """Draw from the space, and refuse it if something that is drawn cannot train on the data."""
+    random = np.random.default_rng(0)
+    models: dict[ModelConfig, ImageClassifier] = {}
+    for _ in range(DRAWN_TO_CHECK):
+        assignment = space.sample(random)
+        config = assign(space.base, assignment)
+        config = replace(config, train=replace(config.train, num_workers=room.num_workers))
+        if config.model not in models:
+            models[config.model] = initial_model(config, dataset)
+        try:
+            refuse_useless(config, dataset, models[config.model])
+        except RequestError as error:
+            told = ", ".join(f"{field}={value}" for field, value in assignment.items())
+            raise ConfigError(f"tune.space allows {told}, and that is refused: {error}") from None
+    if space.base.tune.search == "pbt":
+        train = space.base.train
+        turn = space.base.tune.perturb_epochs * order_of(train, dataset).num_rows
+        if turn < train.global_batch_size:
+            raise ConfigError(
+                f"tune.perturb_epochs={space.base.tune.perturb_epochs} is less than one step of "
+                f"{train.global_batch_size} rows; use a longer turn."
+            )
 
 
 class _costs:  # noqa: N801  a function with settings, which must be pickled
@@ -147,10 +188,9 @@ def _run(sweep: Sweep, room: Room, work: TrialWork, events: "_Events") -> None:
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Suggestions(sweep, room, events),
+            search_alg=_Suggestions(events),
             scheduler=_Decisions(events),
             num_samples=-1,
-            max_concurrent_trials=room.max_concurrent,
             reuse_actors=function,
         ),
         run_config=ray.tune.RunConfig(
@@ -161,11 +201,25 @@ def _run(sweep: Sweep, room: Room, work: TrialWork, events: "_Events") -> None:
             verbose=0,
         ),
     )
-    if not sweep.is_complete:
+    try:
         tuner.fit()
+    except ray.tune.TuneError:
+        if events.error is None:
+            raise
+    finally:
+        sweep.storage.remove(f"runs/{config.run_id}/ray")
+    if events.error is not None:
+        raise events.error
+    if not sweep.is_complete:
+        raise WorkError(
+            f"Sweep {config.run_id} was ended before all its trials were over; go on with it by "
+            "the same command."
+        )
 
 
-def _conclude(sweep: Sweep, storage: Storage, began_s: float, clock: Clock) -> TuneResult:
+def _conclude(
+    sweep: Sweep, storage: Storage, tracker: Tracker, began_s: float, clock: Clock
+) -> TuneResult:
     """Test the winner, once, draw the picture, and write the record."""
     config, trials, winner = sweep.config, sweep.trials, sweep.best()
     if winner is None:
@@ -174,7 +228,8 @@ def _conclude(sweep: Sweep, storage: Storage, began_s: float, clock: Clock) -> T
             f"None of the {len(trials)} trials of sweep {config.run_id} came to its end. The first "
             f"error: {errors[0] if errors else 'none was recorded'}"
         )
-    tested = final_test(storage, winner.run_id, config.train)
+    tracked = tracker.find(winner.run_id) or ""
+    tested = final_test(storage, winner.run_id, config.train, tracked)
     picture = f"runs/{config.run_id}/sweep.png"
     storage.write(picture, draw_sweep(config.tune, trials, winner, config.run_id))
     statuses = [trial.status for trial in trials]
@@ -197,11 +252,11 @@ def _conclude(sweep: Sweep, storage: Storage, began_s: float, clock: Clock) -> T
         seconds=round(clock.monotonic() - began_s, 3),
     )
     save_tune_result(storage, result)
-    told = " ".join(f"--{field} {_words(value)}" for field, value in winner.assignment.items())
+    told = " ".join(_flag(field, value) for field, value in winner.assignment.items())
     if result.schedule:
         log.info("best: %s, whose settings changed on the way: see schedule", winner.run_id)
     else:
-        log.info("best: %s; again as a single run: %s", winner.run_id, told)
+        log.info("best: %s; the same as a single run, with %s", winner.run_id, told)
     return result
 
 
@@ -215,52 +270,113 @@ def _schedule(trials: list[Trial], winner: Trial) -> list[dict[str, Any]]:
     ]
 
 
-def _words(value: Any) -> str:
-    """A value as the command line takes it."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _flag(field: str, value: Any) -> str:
+    """A setting as the command line takes it."""
+    if isinstance(value, bool):
+        section, name = field.rsplit(".", 1)
+        return f"--{field}" if value else f"--{section}.no-{name}"
+    return f"--{field} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 class _Events:
-    """What Tune tells, passed to the sweep first, then to those who show and track it."""
+    """What Tune asks and tells, passed to the sweep first, then to those who show and track it.
 
-    def __init__(self, sweep: Sweep, tracking: SweepTracking, progress: Progress) -> None:
-        self.sweep, self._tracking, self._progress = sweep, tracking, progress
+    The first error of our own is kept: Tune would wrap it, or take it for a crash of the trial.
+    """
 
-    def begun(self, trial: Trial) -> None:
-        """A trial is about to run."""
-        self._tracking.begin(trial)
+    def __init__(
+        self, sweep: Sweep, room: Room, tracking: SweepTracking, progress: Progress
+    ) -> None:
+        self._sweep, self._room, self._tracking, self._progress = sweep, room, tracking, progress
+        self._running: set[int] = set()
+        self._given_up: set[str] = set()
+        """Tune's ids of its trials that have crashed for good."""
+        self.error: Exception | None = None
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        """Keep what is raised, so that it ends the sweep as it is."""
+        if self.error is not None:
+            raise self.error
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+    def wanted(self) -> dict[str, Any] | Wait | None:
+        """The settings of the trial to begin now, if there is room for one more."""
+        if len(self._running) >= self._room.max_concurrent:
+            return Wait.FOR_TRIALS
+        trial = self._sweep.next()
+        if trial is None or isinstance(trial, Wait):
+            return trial
+        self._running.add(trial.number)
+        config = self._sweep.settings_of(trial)
+        train = replace(
+            config.train, num_workers=self._room.num_workers, min_workers=0,
+            cpus_per_worker=self._room.cpus_per_worker,
+        )  # fmt: skip
+        config = replace(config, train=train)
+        self._tracking.begin(trial, config)
+        parent = self._sweep.trial(trial.parent).run_id if trial.parent >= 0 else ""
+        segment = Segment(begin_with=parent, stop_epochs=trial.stop_epochs)
+        return {"number": trial.number, "config": config, "segment": segment}
 
     def reported(self, number: int, result: dict[str, Any]) -> bool:
         """A trial reported; gives whether it is to stop."""
+        if "stuck" in result:
+            raise result["stuck"][0]
         if "failed" in result:
             self.ended(number, error=result["failed"])
             return True
         if "costs" in result:
-            self.sweep.cost(number, dict(result["costs"]))
+            self._sweep.cost(number, dict(result["costs"]))
             return False
-        stop = self.sweep.report(number, dict(result["record"]))
-        self._tracking.record(self.sweep.trial(number))
+        stop = self._sweep.report(number, dict(result["record"]))
+        self._tracking.record(self._sweep.trial(number))
         if stop:
             self._told(number)
         return stop
 
     def retried(self, number: int, error: str) -> None:
-        """A trial crashed and is begun again."""
+        """A trial crashed and is begun again by Tune."""
         log.warning("trial %d is tried again: %s", number, error)
-        self.sweep.retry(number, error)
+        self._sweep.retry(number, error)
+
+    def crashed(self, tune_trial: TuneTrial) -> None:
+        """A trial crashed and Tune gives it up; as often as is allowed it is begun again."""
+        if tune_trial.trial_id in self._given_up:
+            return
+        self._given_up.add(tune_trial.trial_id)
+        number, error = tune_trial.config["number"], _error_of(tune_trial)
+        trial = self._sweep.trial(number)
+        if not trial.is_over and trial.attempts <= self._sweep.config.tune.max_failures:
+            log.warning("trial %d is tried again: %s", number, error)
+            self._running.discard(number)
+            self._sweep.requeue(number)
+        else:
+            self.ended(number, error=error)
 
     def ended(self, number: int, error: str = "") -> None:
         """A trial's work is over."""
-        if self.sweep.trial(number).is_over:
+        if self._sweep.trial(number).is_over:
             return
         if error:
-            self.sweep.fail(number, error)
+            self._sweep.fail(number, error)
         else:
-            self.sweep.finish(number)
+            self._sweep.finish(number)
         self._told(number)
 
+    def lost(self, trials: Iterable[TuneTrial]) -> None:
+        """Trials that Tune has given up without a word."""
+        for trial in trials:
+            if trial.status == TuneTrial.ERROR:
+                self.crashed(trial)
+
     def _told(self, number: int) -> None:
-        trial = self.sweep.trial(number)
+        trial = self._sweep.trial(number)
+        self._running.discard(number)
         self._tracking.end(trial)
         self._progress.show(trial)
 
@@ -275,29 +391,17 @@ class _OfThisProcess:
 class _Suggestions(_OfThisProcess, Searcher):
     """Tune's question what to run next."""
 
-    def __init__(self, sweep: Sweep, room: Room, events: _Events) -> None:
+    def __init__(self, events: _Events) -> None:
         super().__init__(metric=None, mode=None)
-        self._sweep, self._room, self._events = sweep, room, events
+        self._events = events
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's settings; None while there is nothing to do yet."""
-        trial = self._sweep.next()
-        if trial is None:
+        with self._events.keeping_errors():
+            wanted = self._events.wanted()
+        if wanted is None:
             return Searcher.FINISHED
-        if isinstance(trial, Wait):
-            return None
-        self._events.begun(trial)
-        segment = Segment(
-            begin_with=self._sweep.trial(trial.parent).run_id if trial.parent >= 0 else "",
-            stop_epochs=trial.stop_epochs,
-        )
-        config = self._sweep.settings_of(trial)
-        train = replace(
-            config.train, num_workers=self._room.num_workers, min_workers=0,
-            cpus_per_worker=self._room.cpus_per_worker,
-        )  # fmt: skip
-        config = replace(config, train=train)
-        return {"number": trial.number, "config": config, "segment": segment}
+        return None if isinstance(wanted, Wait) else wanted
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Nothing: the decisions hear of it."""
@@ -318,12 +422,14 @@ class _Decisions(_OfThisProcess, FIFOScheduler):
 
     def on_trial_result(self, controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Go on, or stop."""
-        stop = self._events.reported(trial.config["number"], result)
+        with self._events.keeping_errors():
+            stop = self._events.reported(trial.config["number"], result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def on_trial_complete(self, controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         """The trial's function returned."""
-        self._events.ended(trial.config["number"])
+        with self._events.keeping_errors():
+            self._events.ended(trial.config["number"])
 
 
 class _Crashes(_OfThisProcess, Callback):
@@ -334,11 +440,18 @@ class _Crashes(_OfThisProcess, Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: TuneTrial, **_: Any) -> None:
         """Keep the count."""
-        self._events.retried(trial.config["number"], _error_of(trial))
+        with self._events.keeping_errors():
+            self._events.retried(trial.config["number"], _error_of(trial))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: TuneTrial, **_: Any) -> None:
-        """The trial crashed once too often."""
-        self._events.ended(trial.config["number"], error=_error_of(trial))
+        """The trial crashed once too often, or where Tune does not try again."""
+        with self._events.keeping_errors():
+            self._events.crashed(trial)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
+        """Tune tells nobody of a trial that could not be handed to a used actor."""
+        with self._events.keeping_errors():
+            self._events.lost(trials)
 
 
 def _error_of(trial: TuneTrial) -> str:

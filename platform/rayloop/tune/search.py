@@ -109,7 +109,8 @@ def _frozen(config: TuneConfig, space: Space, trial: Trial) -> Any:
             distributions[name] = _distribution(dimension.domain)
             params[name] = _to_optuna(dimension.domain, trial.assignment[dimension.field])
     is_single = len(names) == 1
-    curve = {int(r["step"]): r[names[0]] for r in trial.records} if is_single else {}
+    # Optuna ranks by this number how far a pruned trial came; batches may differ, epochs do not.
+    curve = {round(1000 * r["epoch"]): r[names[0]] for r in trial.records} if is_single else {}
     done = trial.status == "finished"
     values = [trial.figures[name] for name in names] if done else None
     return optuna.trial.create_trial(

@@ -4,6 +4,8 @@ This is the whole of a sweep but for the work itself. One process owns it, and e
 disk before it has an effect, so a process that comes after a SIGKILL goes on from there.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ from rayloop.errors import ConfigError
 from rayloop.storage import Storage
 from rayloop.train.claim import deciding_settings
 from rayloop.train.loop import Record
+from rayloop.train.start import order_of
 from rayloop.tune.declare import parse_space
 from rayloop.tune.objective import check_objectives
 from rayloop.tune.population import check_population
@@ -47,6 +50,7 @@ class Sweep:
         self, config: Config, storage: Storage, dataset: DatasetVersion, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self.config, self.storage, self._clock = config, storage, clock
+        self._dataset = dataset
         self.space = read_space(config)
         self._claim(dataset)
         self._trials = {trial.number: trial for trial in load_trials(storage, config.run_id)}
@@ -65,7 +69,8 @@ class Sweep:
     @property
     def is_complete(self) -> bool:
         """Whether every trial is over and there is none left to suggest."""
-        return len(self._trials) >= self.num_trials and all(t.is_over for t in self.trials)
+        numbers = range(self.num_trials)
+        return all(n in self._trials and self._trials[n].is_over for n in numbers)
 
     @property
     def num_trials(self) -> int:
@@ -85,20 +90,29 @@ class Sweep:
         """The trial to begin now: first those an earlier session left, then new ones."""
         if self._waiting:
             return self._begin(self._trials[self._waiting.pop(0)])
-        tune, number = self.config.tune, len(self._trials)
-        found = suggest(tune, self.space, self.config.train.epochs, self.trials)
+        number = next(n for n in itertools.count() if n not in self._trials)
+        before = [trial for trial in self.trials if trial.number < number]  # a record was removed
+        found = suggest(self.config.tune, self.space, self.config.train.epochs, before)
         if found is None or isinstance(found, Wait):
             return found
-        return self._begin(
-            Trial(
-                number=number,
-                run_id=f"{self.config.run_id}-{number:04d}",
-                assignment=found.assignment,
-                parent=found.parent,
-                start_epoch=found.start_epoch,
-                stop_epochs=found.stop_epochs,
-            )
+        trial = Trial(
+            number=number,
+            run_id=f"{self.config.run_id}-{number:04d}",
+            assignment=found.assignment,
+            parent=found.parent,
+            start_epoch=found.start_epoch,
+            stop_epochs=found.stop_epochs,
         )
+        try:
+            self.settings_of(trial)
+        except ConfigError as error:  # two values contradict each other that never met before
+            self._end(trial, status="failed", error=_one_line(str(error)))
+            return self.next()
+        return self._begin(trial)
+
+    def requeue(self, number: int) -> None:
+        """A trial that was under way is to be begun again in this session."""
+        self._waiting.append(number)
 
     def settings_of(self, trial: Trial) -> Config:
         """The whole configuration of a trial's run."""
@@ -116,23 +130,26 @@ class Sweep:
         before = self._trials[number]
         if before.is_over:
             return True
+        wrong = [name for name, value in record.items() if not math.isfinite(value)]
+        if wrong:
+            self.fail(number, f"{wrong[0]} is {record[wrong[0]]} at epoch {record['epoch']}")
+            return True
         trial = before.add(record)
         if trial is before:
             return False
-        end = trial.stop_epochs or self.settings_of(trial).train.epochs
-        is_last = record["epoch"] >= end - 1e-3
-        if not is_last and should_stop(
-            self.config.tune, trial, self.trials, self.config.train.epochs
-        ):
-            self._end(trial, status="stopped")
+        epochs = self.config.train.epochs
+        if not self._is_last(trial) and should_stop(self.config.tune, trial, self.trials, epochs):
+            self._end(trial, status="stopped", error="")
             return True
         self._save(trial)
         return False
 
     def retry(self, number: int, error: str) -> None:
-        """A trial failed and is begun again."""
+        """A trial crashed and is begun again; one that is over stays so."""
         trial = self._trials[number]
-        self._save(replace(trial, attempts=trial.attempts + 1, error=_one_line(error)))
+        if not trial.is_over:
+            attempts = trial.attempts + 1
+            self._save(replace(trial, attempts=attempts, error=_one_line(error)))
 
     def finish(self, number: int) -> None:
         """A trial came to its end; one that was stopped or failed stays so."""
@@ -145,6 +162,12 @@ class Sweep:
         trial = self._trials[number]
         if not trial.is_over:
             self._end(trial, status="failed", error=_one_line(error))
+
+    def _is_last(self, trial: Trial) -> bool:
+        """Whether a trial's newest record is that of its last step."""
+        train = self.settings_of(trial).train
+        num_steps = order_of(train, self._dataset).num_steps(trial.stop_epochs or train.epochs)
+        return trial.records[-1]["step"] >= num_steps
 
     def _begin(self, trial: Trial) -> Trial:
         self._began_s[trial.number] = self._clock.monotonic()

@@ -7,7 +7,7 @@ the tracker leaves out the steps it has.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rayloop.config import to_dict
+from rayloop.config import Config, to_dict
 from rayloop.data.versions import DatasetVersion
 from rayloop.storage import Storage
 from rayloop.tracking import TrackedDataset, Tracker
@@ -48,11 +48,14 @@ class SweepTracking:
         with self._tracker.told_if_it_fails(self._parent):
             for trial in self._sweep.trials:
                 self._catch_up(trial)
-            yield
+            try:
+                yield
+            finally:
+                for run_id in self._runs.values():  # those that were cut off
+                    self._tracker.finish(run_id, "KILLED")
 
-    def begin(self, trial: Trial) -> None:
-        """A trial begins, for the first time or again."""
-        config = self._sweep.settings_of(trial)
+    def begin(self, trial: Trial, config: Config) -> None:
+        """A trial begins, for the first time or again, with these settings."""
         self._runs[trial.number] = self._tracker.start_run(
             trial.run_id,
             to_dict(config),
@@ -71,11 +74,12 @@ class SweepTracking:
 
     def end(self, trial: Trial) -> None:
         """A trial is over."""
-        run_id = self._runs.pop(trial.number)
+        run_id = self._runs[trial.number]
         step = int(trial.records[-1]["step"]) if trial.records else 0
         self._tracker.log_metrics(run_id, {**trial.costs, "epochs": trial.epochs}, step)
         self._tracker.tag(run_id, {"rayloop.status": trial.status, "rayloop.error": trial.error})
         self._tracker.finish(run_id, ENDS[trial.status])
+        del self._runs[trial.number]
 
     def conclude(self, result: TuneResult) -> None:
         """The sweep is over: its figures, its picture, and what the winner's test said."""
@@ -106,7 +110,7 @@ class SweepTracking:
             return
         tracked = self._tracker.read(trial.run_id)
         if tracked is None or tracked.status == "RUNNING":
-            self.begin(trial)
+            self.begin(trial, self._sweep.settings_of(trial))
             self.end(trial)
 
     def _log(self, trial: Trial) -> None:

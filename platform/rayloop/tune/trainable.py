@@ -1,5 +1,6 @@
 """A trial's configuration -> records, reported to Ray Tune from the process that trains it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ import torch
 
 from rayloop.config import Config
 from rayloop.data.versions import DatasetVersion, Split, open_version, read_split
-from rayloop.errors import Diverged, RequestError
+from rayloop.errors import Corrupt, DataMissing, Diverged, RequestError, StorageFull
 from rayloop.storage import Storage
 from rayloop.train.alone import Segment, train_alone
 from rayloop.train.checkpoint import newest_good
@@ -39,15 +40,19 @@ class TrialWork:
 
 
 def run_trial(settings: dict[str, Any], work: TrialWork) -> None:
-    """Train one trial; what it reports is `record`, `costs` or, for good, `failed`.
+    """Train one trial; what it reports is `record`, `costs`, `failed` or `stuck`.
 
     Tune ends it out of a report where the sweep says so. Settings that cannot train would fail
-    again, so that is reported and not raised; any other error is Tune's to try again.
+    again: the trial has failed. Where a disk is full or the data is not there, every trial would
+    fail: the sweep is stuck and stops. Any other error is raised, and Tune's to try again.
 
     Args:
         settings: `config`, the trial's whole configuration, and `segment`, its part of a run.
         work: What all trials share.
     """
+    # Read by Tune in this process when the next trial is handed over: a trial that was stopped may
+    # have a checkpoint to finish. Tune's own limit is 2 s.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
     config: Config = settings["config"]
     segment: Segment = settings["segment"]
     storage = Storage(work.root)
@@ -64,6 +69,8 @@ def run_trial(settings: dict[str, Any], work: TrialWork) -> None:
         torch.set_num_threads(work.num_threads)
         dataset, splits = _rows(work.root, config.data.dataset_name, config.data.version)
         train_alone(config, storage, dataset, splits, on_record, segment)
+    except (StorageFull, DataMissing, Corrupt) as error:
+        ray.tune.report({"stuck": [error]})
     except (RequestError, Diverged) as error:
         ray.tune.report({"failed": str(error)})
 

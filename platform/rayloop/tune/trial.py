@@ -95,8 +95,8 @@ def _load(storage: Storage, path: str) -> Trial:
         return Trial(**{**fields, "assignment": assignment, "records": records})
     except (KeyError, TypeError) as error:
         raise Corrupt(
-            f"{storage.path(path)} is not a trial this rayloop can read ({error}); remove it to "
-            "try that configuration again."
+            f"{storage.path(path)} is not a trial this rayloop can read ({error}); remove it, and "
+            "its run's folder, to try it again."
         ) from None
 
 
