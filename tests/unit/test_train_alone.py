@@ -82,12 +82,17 @@ def test_it_leaves_a_run_that_later_stages_can_read(storage: Storage) -> None:
     assert not storage.exists("runs/latest.json")
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_stopped_run_goes_on_to_the_same_weights(storage: Storage, stop_after: int) -> None:
-    whole, records = run(storage, replace(CONFIG, run_id="whole"))
-    stopped, first = run(storage, stop_after=stop_after)
+@pytest.mark.parametrize(
+    ("stop_after", "optimizer"), [(1, "adamw"), (2, "muon"), (3, "sgd"), (3, "adamw")]
+)
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    storage: Storage, stop_after: int, optimizer: Any
+) -> None:
+    config = replace(CONFIG, train=replace(CONFIG.train, optimizer=optimizer))
+    whole, records = run(storage, replace(config, run_id="whole"))
+    stopped, first = run(storage, config, stop_after=stop_after)
     assert stopped is None
-    result, second = run(storage)
+    result, second = run(storage, config)
     assert whole is not None and result is not None
     assert result.checkpoint_digest == whole.checkpoint_digest
     # What was told before the newest checkpoint is told again, for a reader that was killed too.

@@ -238,10 +238,11 @@ class _Run:
         if self._average:
             self._average.model.load_state_dict(state["average"])
         optimizer = self.stepper.optimizer
-        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        decays = [group.get("weight_decay") for group in optimizer.param_groups]  # filters: none
         optimizer.load_state_dict(state["optimizer"])
         for group, decay in zip(optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay  # the settings' own, also where they changed meanwhile
+            if decay is not None:
+                group["weight_decay"] = decay  # the settings' own, also where they changed
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.epoch_sums.copy_(state["epoch_sums"])
         self.outcome.history.extend(state["history"])
