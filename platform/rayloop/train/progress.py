@@ -64,16 +64,27 @@ class ProgressBoard:
         self._starts: list[int] = []
         self._hangs: list[Hang] = []
         self._hangs_before = 0
+        self._placement_group = ""
         self._final_error: RayloopError | None = None
         self._journal = Journal() if journal is None else Journal.from_dict(journal)
         self._journal.open_session(clock.now() if began_at is None else began_at)
 
-    def begin_attempt(self, resumed_at_step: int) -> None:
-        """The workers start, for the first time or again; rank 0 says so before its first step."""
+    def begin_attempt(self, resumed_at_step: int, placement_group: str = "") -> None:
+        """The workers start, for the first time or again; rank 0 says so before its first step.
+
+        Args:
+            resumed_at_step: Steps that were done before.
+            placement_group: Id of the resources that the workers hold.
+        """
+        self._placement_group = placement_group
         self._journal.begin_attempt(self._clock.now(), resumed_at_step)
         self._starts.append(resumed_at_step)
         self._hangs_before = len(self._hangs)
         self._step = resumed_at_step
+
+    def placement_group(self) -> str:
+        """Id of the resources that the workers started last hold; empty before there are any."""
+        return self._placement_group
 
     def note(self, step: int, seconds: dict[str, float]) -> None:
         """Rank 0 lives, has done so many steps, and spent its seconds so, by cause."""

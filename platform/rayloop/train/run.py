@@ -10,7 +10,9 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
+from ray import PlacementGroupID
 from ray.data import DataContext, ExecutionOptions
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.cluster import check_room, cpus_of_nodes, divide_cpus
@@ -169,7 +171,15 @@ def _fit(
         storage.write_json(path, news)
 
     num_steps = task.order.num_steps(config.train.epochs)
-    with Follower(board, num_steps, first_step, on_record, keep):
+
+    def tell(record: Record) -> None:
+        try:
+            on_record(record)
+        except SystemExit:  # a sweep stops this trial
+            _release_workers(board)
+            raise
+
+    with Follower(board, num_steps, first_step, tell, keep):
         outcome = _run_trainer(_trainer(task, num_steps))
     accounts = Journal.from_dict(journal or {})
     for line in ledger_lines(accounts):
@@ -184,6 +194,17 @@ def _fit(
         "interruptions": accounts.interruptions,
         "lost_steps": accounts.lost_steps,
     }
+
+
+def _release_workers(board: Any) -> None:
+    """Give back what the workers hold, which ends them.
+
+    Train would do it once it sees that this process is gone, but asks the dashboard for that, which
+    a local Ray does not have: the resources would never come back.
+    """
+    group_id = ray.get(board.placement_group.remote())
+    if group_id:
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
 def _board(journal: dict[str, Any] | None, began_at: float) -> Any:

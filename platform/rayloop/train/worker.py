@@ -113,7 +113,8 @@ def _train(task: WorkerTask) -> dict[str, Any] | None:
     checkpoint = _newest_of_this_run(task, model)
     first_step = checkpoint.step if checkpoint else 0
     if rank == 0:
-        task.board.begin_attempt.remote(first_step)
+        group = ray.util.get_current_placement_group()
+        task.board.begin_attempt.remote(first_step, group.id.hex() if group else "")
     with _watched(task, worker) as watchdog, _hooks(task, watchdog, world_size) as hooks:
         outcome = run_loop(
             model,

@@ -315,7 +315,7 @@ class _Events:
         config = self._sweep.settings_of(trial)
         train = replace(
             config.train, num_workers=self._room.num_workers, min_workers=0,
-            cpus_per_worker=self._room.cpus_per_worker,
+            cpus_per_worker=self._room.cpus_per_worker, max_failures=0,  # Tune tries again
         )  # fmt: skip
         config = replace(config, train=train)
         self._tracking.begin(trial, config)
