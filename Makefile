@@ -58,8 +58,12 @@ ui: ## MLflow's own interface on all runs, until Ctrl-C (PORT=5000)
 		--backend-store-uri "sqlite:///$$home/mlflow.db" --default-artifact-root "file://$$home/mlartifacts" \
 		--no-serve-artifacts --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts '--log-level warning'
 
+# The other tests wait most of the time, for Ray to start and to notice; the unit tests use it.
 test: setup ## run every test
-	@$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e
+	@log=$$(mktemp); nice -n 10 $(BIN)/python -m pytest -q tests/unit >$$log 2>&1 & unit=$$!; \
+	trap 'kill $$unit 2>/dev/null || true; rm -f $$log' EXIT; \
+	status=0; $(BIN)/python -m pytest tests/cluster tests/e2e || status=$$?; \
+	wait $$unit || status=$$?; echo "== tests/unit"; cat $$log; exit $$status
 
 check: setup ## lint, types and layering, in seconds
 	@$(BIN)/ruff format --check .

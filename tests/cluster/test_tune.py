@@ -117,7 +117,12 @@ class Crash:
         return {"size_bytes": 1000.0}
 
 
-@pytest.mark.parametrize("times", [1, 9])
+LONG = pytest.mark.skipif(
+    not os.environ.get("RAYLOOP_LONG"), reason="half a minute more; RAYLOOP_LONG=1 runs it"
+)
+
+
+@pytest.mark.parametrize("times", [pytest.param(1, marks=LONG), 9])
 def test_a_trial_that_crashes_is_tried_again_and_then_recorded(
     storage: Storage, tmp_path: Path, times: int
 ) -> None:
