@@ -112,6 +112,18 @@ def test_a_finished_run_is_told_again_and_not_trained(
     assert run(storage) == (first, told)
 
 
+def test_a_watchdog_hears_of_every_phase(storage: Storage) -> None:
+    dataset = write_dataset(storage)
+    splits = {name: read_split(storage, dataset, name) for name in ("train", "val")}
+    phases: list[tuple[int, str]] = []
+    train_alone(
+        CONFIG, storage, dataset, splits, lambda _: None,
+        on_phase=lambda step, phase: phases.append((step, phase)),
+    )  # fmt: skip
+    assert {"data_wait", "step", "evaluate", "checkpoint"} <= {phase for _, phase in phases}
+    assert [step for step, phase in phases if phase == "data_wait"] == list(range(20))
+
+
 def test_segments_with_equal_settings_make_the_whole_run(storage: Storage) -> None:
     whole, records = run(storage, replace(CONFIG, run_id="whole"))
     first, head = run(storage, segment=Segment(stop_epochs=2))

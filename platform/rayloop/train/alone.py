@@ -32,6 +32,7 @@ from rayloop.train.claim import claim_run, run_digest
 from rayloop.train.loop import Hooks, Outcome, Record, Worker, run_loop
 from rayloop.train.result import TrainResult, load_result, save_result
 from rayloop.train.start import initial_model, manifest_about, order_of, refuse_useless
+from rayloop.train.watchdog import Phase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,7 @@ def train_alone(
     on_record: Callable[[Record], None],
     segment: Segment | None = None,
     clock: Clock = SYSTEM_CLOCK,
+    on_phase: Callable[[int, Phase], None] = lambda *_: None,
 ) -> TrainResult:
     """Train the run named in the configuration, or go on with it, on one worker.
 
@@ -69,6 +71,7 @@ def train_alone(
         on_record: Gets every epoch's record in order, those before the newest checkpoint too.
         segment: Which part of a run it is; the whole run when left out.
         clock: For the accounts.
+        on_phase: Gets the step and what begins, as a watchdog's `mark` does.
 
     Raises:
         RequestError: The settings cannot train on this data, or the run id belongs to others.
@@ -104,7 +107,7 @@ def train_alone(
             splits["val"],
             Worker(device=torch.device("cuda" if config.train.use_gpu else "cpu")),
             state=start.state if start else None,
-            hooks=_hooks(config, writer, on_record, clock),
+            hooks=replace(_hooks(config, writer, on_record, clock), on_phase=on_phase),
             clock=clock,
             last_step=order.num_steps(segment.stop_epochs) if segment.stop_epochs else None,
         )

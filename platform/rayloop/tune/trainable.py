@@ -1,9 +1,12 @@
 """A trial's configuration -> records, reported to Ray Tune from the process that trains it."""
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import ray.tune
@@ -12,11 +15,15 @@ import torch
 from rayloop.config import Config
 from rayloop.data.versions import DatasetVersion, Split, open_version, read_split
 from rayloop.errors import Corrupt, DataMissing, Diverged, RequestError, StorageFull
+from rayloop.logs import stage_logger
 from rayloop.storage import Storage
 from rayloop.train.alone import Segment, train_alone
 from rayloop.train.checkpoint import newest_good
 from rayloop.train.loop import Record
 from rayloop.train.run import train
+from rayloop.train.watchdog import Hang, Watchdog, describe
+
+log = stage_logger("tune")
 
 Measure = Callable[[Storage, Config], dict[str, float]]
 """What a network costs before it is trained: `latency_ms_b1`, `size_bytes` and so on."""
@@ -68,11 +75,28 @@ def run_trial(settings: dict[str, Any], work: TrialWork) -> None:
             return
         torch.set_num_threads(work.num_threads)
         dataset, splits = _rows(work.root, config.data.dataset_name, config.data.version)
-        train_alone(config, storage, dataset, splits, on_record, segment)
+        with _watched(config) as watchdog:
+            train_alone(
+                config, storage, dataset, splits, on_record, segment, on_phase=watchdog.mark
+            )
     except (StorageFull, DataMissing, Corrupt) as error:
         ray.tune.report({"stuck": [error]})
     except (RequestError, Diverged) as error:
         ray.tune.report({"failed": str(error)})
+
+
+@contextmanager
+def _watched(config: Config) -> Iterator[Watchdog]:
+    """Ends this process if a step takes twice `train.step_timeout_s`; Tune then tries again."""
+
+    def say(hang: Hang) -> None:
+        log.warning("%s", describe(hang))
+
+    with tempfile.TemporaryDirectory() as folder:
+        timeout_s = config.train.step_timeout_s
+        stacks = Path(folder) / "stacks" if timeout_s > 0 else None
+        with Watchdog(0, timeout_s, say, stacks) as watchdog:
+            yield watchdog
 
 
 def _train_by_workers(
