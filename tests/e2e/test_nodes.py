@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.e2e.conftest import ROOT, Done, environment, run_job
+from tests.e2e.conftest import LONG, ROOT, Done, environment, run_job
 
 
 def train_on_nodes(home, run_id: str, *words: str) -> Done:
@@ -46,6 +46,7 @@ def test_an_elastic_run_goes_on_with_the_node_that_is_left(killed):
     assert result["board_is_here"]
 
 
+@LONG
 def test_a_node_that_is_drained_costs_no_more_than_the_steps_since_the_notice(home, killed):
     drained = train_on_nodes(home, "drained", "drain", "stream")
     assert drained.returncode == 0, drained.stderr[-3000:]
