@@ -58,12 +58,13 @@ ui: ## MLflow's own interface on all runs, until Ctrl-C (PORT=5000)
 		--backend-store-uri "sqlite:///$$home/mlflow.db" --default-artifact-root "file://$$home/mlartifacts" \
 		--no-serve-artifacts --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts '--log-level warning'
 
-# The other tests wait most of the time, for Ray to start and to notice; the unit tests use it.
+# Most tests wait for Ray to start or to notice something; these run beside them.
+BESIDE := tests/e2e/test_nodes.py tests/e2e/test_scaling.py
 test: setup ## run every test
-	@log=$$(mktemp); nice -n 10 $(BIN)/python -m pytest -q tests/unit >$$log 2>&1 & unit=$$!; \
-	trap 'kill $$unit 2>/dev/null || true; rm -f $$log' EXIT; \
-	status=0; $(BIN)/python -m pytest tests/cluster tests/e2e || status=$$?; \
-	wait $$unit || status=$$?; echo "== tests/unit"; cat $$log; exit $$status
+	@log=$$(mktemp); nice -n 10 $(BIN)/python -m pytest tests/unit $(BESIDE) >$$log 2>&1 & beside=$$!; \
+	trap 'kill $$beside 2>/dev/null || true; rm -f $$log' EXIT; status=0; \
+	$(BIN)/python -m pytest tests/cluster tests/e2e $(BESIDE:%=--ignore=%) || status=$$?; \
+	wait $$beside || status=$$?; echo "== tests/unit $(BESIDE)"; cat $$log; exit $$status
 
 check: setup ## lint, types and layering, in seconds
 	@$(BIN)/ruff format --check .
