@@ -20,7 +20,7 @@ def home(turn: Turn, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_limit_on_bytes_registers_the_smaller_run(home: Path) -> None:
-    words = ["smoke", "--max-bytes", "15000", "--max-latency-ms", "50"]
+    words = ["smoke", "--max-bytes", "15000", "--max-latency-ms", "50", "--runs", "turn", "small"]
     gate = ["--quantize.min-agreement", "0.9", "--quantize.max-accuracy-drop", "0.05"]
     done = run_job(home, "jobs/select.py", *words, *gate, "--registry.min-margin-over-linear", "-1")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -29,7 +29,7 @@ def test_a_limit_on_bytes_registers_the_smaller_run(home: Path) -> None:
     assert line["chosen"]["size_bytes"] <= 15000 and line["chosen"]["latency_ms_b1"] <= 50
     assert {point["run_id"] for point in line["front"]} >= {"small"}
     assert line["candidates"] == 4
-    assert (line["version"], line["alias"], line["gate"]) == ("2", "champion", "pass")
+    assert int(line["version"]) > 1 and (line["alias"], line["gate"]) == ("champion", "pass")
     assert line["test_accuracy"] > 0.5
     assert Path(line["picture"]).read_bytes().startswith(b"\x89PNG")
     assert "turn/int8" in done.stderr and "chosen" in done.stderr

@@ -1,7 +1,5 @@
 """The tune job as a user runs it: killed and continued, and asked for what it cannot do."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +15,7 @@ from rayloop.tune.suggestion import generator
 from rayloop.tune.trial import Trial, load_trials
 from tests.e2e.conftest import ROOT, environment, run_job
 
-JOB = ("jobs/tune.py", "smoke", "--run-id", "killed", "--tune.search", "random")
+JOB = ("jobs/tune.py", "smoke", "--run-id", "sweep-killed", "--tune.search", "random")
 SIZE = ("--tune.trials", "6", "--tune.stopping", "none", "--train.epochs", "3")
 KEYS = {"run_id", "best_config", "best_score", "num_trials", "budget_epochs", "seconds"}
 
@@ -31,9 +29,9 @@ def test_a_sweep_that_is_killed_goes_on_and_trains_no_finished_trial_again(turn)
     try:
         wait_for_half(storage, job)
     finally:
-        os.kill(job.pid, signal.SIGKILL)
+        job.kill()  # SIGKILL
         job.wait()
-    before = {t.number: t for t in load_trials(storage, "killed") if t.is_over}
+    before = {t.number: t for t in load_trials(storage, "sweep-killed") if t.is_over}
     files = {number: result_of(turn.home, t) for number, t in before.items()}
     made_at = {number: file.stat().st_mtime_ns for number, file in files.items()}
 
@@ -41,7 +39,7 @@ def test_a_sweep_that_is_killed_goes_on_and_trains_no_finished_trial_again(turn)
     assert done.returncode == 0, done.stderr[-3000:]
     assert set(done.last_line) >= KEYS
     assert done.last_line["num_trials"] == 6
-    trials = load_trials(storage, "killed")
+    trials = load_trials(storage, "sweep-killed")
     assert [t.status for t in trials] == ["finished"] * 6
     # The set is what the seed alone says; an undisturbed sweep has the same.
     space = parse_space(smoke().tune.space, smoke())
@@ -52,7 +50,7 @@ def test_a_sweep_that_is_killed_goes_on_and_trains_no_finished_trial_again(turn)
         assert files[number].stat().st_mtime_ns == made_at[number]
 
     tracker = Tracker(storage)
-    runs = {run.run_id: run for run in tracker.runs(parent="killed")}
+    runs = {run.run_id: run for run in tracker.runs(parent="sweep-killed")}
     assert len(runs) == 6
     for trial in trials:
         points = tracker._client.get_metric_history(
@@ -71,7 +69,7 @@ def wait_for_half(storage: Storage, job: "subprocess.Popen[bytes]") -> None:
     """Return once three trials are over and another is under way."""
     until = time.monotonic() + 400
     while True:
-        trials = load_trials(storage, "killed")
+        trials = load_trials(storage, "sweep-killed")
         over = sum(trial.is_over for trial in trials)
         if over >= 3 and len(trials) > over:
             return
