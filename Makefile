@@ -6,11 +6,12 @@ PYTHON ?= python3
 PORT ?= 5000
 BIN := .venv/bin
 UI := .venv-ui/bin
+S3 := .venv-s3/bin
 export PYTHONUNBUFFERED := 1
 # What a caller's environment holds must not leak into the project's own.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo serve ui test check fix bench lock lock-ui clean
+.PHONY: help setup demo serve ui test check fix bench lock lock-ui lock-s3 clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,7 +46,7 @@ serve: setup ## serve the champion of the last run until Ctrl-C
 ui: ## MLflow's own interface on all runs, until Ctrl-C (PORT=5000)
 	@home="$${RAYLOOP_HOME:-.rayloop}"; \
 	case "$$home" in \
-	*://*) echo "make: RAYLOOP_HOME=$$home is no local folder, so its runs are on the MLflow server that registry.tracking_uri names; open that address instead"; exit 1;; \
+	*://*) echo "make: RAYLOOP_HOME=$$home is no local folder, so its runs are on the MLflow server that registry.tracking_uri or MLFLOW_TRACKING_URI names; open that address instead"; exit 1;; \
 	/*) ;; \
 	*) home="$(CURDIR)/$$home";; \
 	esac; \
@@ -58,13 +59,24 @@ ui: ## MLflow's own interface on all runs, until Ctrl-C (PORT=5000)
 		--backend-store-uri "sqlite:///$$home/mlflow.db" --default-artifact-root "file://$$home/mlartifacts" \
 		--no-serve-artifacts --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts '--log-level warning'
 
-# Most tests wait for Ray to start or to notice something; these run beside them.
-BESIDE := tests/e2e/test_nodes.py tests/e2e/test_scaling.py
-test: setup ## run every test
-	@log=$$(mktemp); nice -n 10 $(BIN)/python -m pytest tests/unit $(BESIDE) >$$log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null || true; rm -f $$log' EXIT; status=0; \
-	$(BIN)/python -m pytest tests/cluster tests/e2e $(BESIDE:%=--ignore=%) || status=$$?; \
-	wait $$beside || status=$$?; echo "== tests/unit $(BESIDE)"; cat $$log; exit $$status
+# The S3 server that tests start (moto) would take packages of ours back to older versions.
+.venv-s3/ready: requirements-s3.lock | .venv/ready
+	@echo "setting up .venv-s3 (seconds and 120 MB the first time)"
+	@$(S3)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear --without-pip .venv-s3
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(S3)/python requirements-s3.lock
+	@touch $@
+
+# Most tests wait for Ray to start or to notice something; these two groups run beside the others.
+BESIDE := tests/unit tests/cluster/test_tune.py tests/cluster/test_prepare_and_train.py
+CLUSTERS := tests/e2e/test_hosts.py tests/e2e/test_submit.py tests/e2e/test_readme.py tests/e2e/test_operations.py tests/e2e/test_scaling.py
+test: setup .venv-s3/ready ## run every test
+	@folder=$$(mktemp -d); status=0; pids=; \
+	trap 'kill $$pids 2>/dev/null || true; rm -rf $$folder' EXIT; \
+	nice -n 10 $(BIN)/python -m pytest $(BESIDE) >$$folder/1 2>&1 & pids="$$!"; \
+	nice -n 5 $(BIN)/python -m pytest -o cache_dir=.pytest_cache/clusters $(CLUSTERS) >$$folder/2 2>&1 & pids="$$pids $$!"; \
+	$(BIN)/python -m pytest tests/cluster tests/e2e $(patsubst %,--ignore=%,$(filter-out tests/unit,$(BESIDE) $(CLUSTERS))) || status=$$?; \
+	for pid in $$pids; do wait $$pid || status=$$?; done; pids=; \
+	echo "== $(BESIDE)"; cat $$folder/1; echo "== $(CLUSTERS)"; cat $$folder/2; exit $$status
 
 check: setup ## lint, types and layering, in seconds
 	@$(BIN)/ruff format --check .
@@ -84,6 +96,9 @@ lock: setup ## resolve pyproject.toml anew into requirements.lock
 
 lock-ui: setup ## resolve MLflow's server, of the version in requirements.lock, anew
 	@sed -n 's/^mlflow-skinny==/mlflow==/p' requirements.lock | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade -o requirements-ui.lock -
+
+lock-s3: setup ## resolve the S3 server of the tests anew
+	@printf 'moto\nflask\nflask-cors\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade -o requirements-s3.lock -
 
 clean: ## remove what was built and run, but not .venv
 	@rm -rf .rayloop report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

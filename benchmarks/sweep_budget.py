@@ -15,6 +15,7 @@ Prints a line a seed and writes a result file. Needs the dataset version made by
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -72,13 +73,10 @@ class Bench:
             if tell(record):
                 raise Stopped
 
+        settings = replace(config, run_id=f"c-{key[:16]}")
         try:
-            train_alone(
-                replace(config, run_id=f"c-{key[:16]}"), self.scratch, self.dataset, self._splits,
-                on_record,
-            )  # fmt: skip
-        except Stopped:
-            pass
+            with contextlib.suppress(Stopped):
+                train_alone(settings, self.scratch, self.dataset, self._splits, on_record)
         except Diverged:
             return False
         return True

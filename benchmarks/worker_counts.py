@@ -9,7 +9,6 @@ laptop). `--not-invariant` shows what float32 sums in DDP give.
 
 import argparse
 import os
-import socket
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from rayloop.data.batches import ResidentFeed
 from rayloop.data.order import SampleOrder
 from rayloop.data.versions import Split, open_version, read_split
 from rayloop.models.zoo import build_classifier
+from rayloop.ports import free_port
 from rayloop.presets import laptop
 from rayloop.storage import Storage, home
 from rayloop.train.loop import Hooks, Worker, run_loop
@@ -47,9 +47,7 @@ def train(world_size: int, invariant: bool, optimizer: str) -> list[float]:
     """The global loss of each step with so many workers."""
     with torch.multiprocessing.Manager() as manager:
         losses = manager.list()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port("127.0.0.1")
         spawn(work, (world_size, port, invariant, optimizer, losses), nprocs=world_size)
         return list(losses)
 

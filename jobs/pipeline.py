@@ -17,15 +17,18 @@ from rayloop.cluster import connect
 from rayloop.jobs_entry import run_job
 from rayloop.presets import parse_config
 from rayloop.storage import Storage, home
+from rayloop.tracking import Tracker
 
 
 def main() -> dict[str, Any]:
     """Parse the command line, run every stage, show the table, and give the last line."""
     config = parse_config(__doc__)
+    storage = Storage(home())
+    tracker = Tracker(storage, config.registry.tracking_uri)
     with haproxy.ingress(config.serve) as extra, connect(config.cluster, extra):
         from rayloop.pipeline.run import run_pipeline  # noqa: PLC0415  imports Ray, after connect
 
-        summary = run_pipeline(config, Storage(home()))
+        summary = run_pipeline(config, storage, tracker)
     show(summary)
     return summary
 

@@ -20,10 +20,11 @@ def main() -> dict[str, Any]:
     """Parse the command line, prepare the data, and tell what is there."""
     config = parse_config(__doc__)
     started = SYSTEM_CLOCK.monotonic()
+    storage = Storage(home())
     with connect(config.cluster):
         from rayloop.data.prepare import prepare  # noqa: PLC0415  imports Ray, after connect
 
-        prepared = prepare(config.data, Storage(home()))
+        prepared = prepare(config.data, storage)
     dataset = prepared.dataset
     if not prepared.is_new:
         print(f"{dataset.name}:{dataset.version} is there already; nothing was changed.")

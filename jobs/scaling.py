@@ -23,10 +23,10 @@ def main() -> dict[str, Any]:
     """Parse the command line, measure, and give the result's last line."""
     config = parse_config(__doc__)
     storage = Storage(home())
+    tracker = Tracker(storage, config.registry.tracking_uri)
     with connect(config.cluster):
         from rayloop.tune.scaling_run import measure_scaling  # noqa: PLC0415  imports Ray
 
-        tracker = Tracker(storage, config.registry.tracking_uri)
         return measure_scaling(config, storage, tracker)
 
 

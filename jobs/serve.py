@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from rayloop import cluster, haproxy, storage
+from rayloop import cluster, haproxy, storage, tracking
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.jobs_entry import run_job
 from rayloop.presets import parse_config
@@ -22,10 +22,12 @@ from rayloop.presets import parse_config
 def main() -> dict[str, Any]:
     """Serve until a signal comes."""
     config = parse_config(__doc__)
+    home = storage.home()
+    tracking.refuse_silence(storage.Storage(home), config.registry.tracking_uri)
     with haproxy.ingress(config.serve) as extra, cluster.connect(config.cluster, extra):
         from rayloop.serve.run import serving  # noqa: PLC0415  imports Ray
 
-        with serving(config.serve, config.registry, storage.home(), events=config.events) as url:
+        with serving(config.serve, config.registry, home, events=config.events) as url:
             stop = _stop_on_signals()
             start = SYSTEM_CLOCK.monotonic()
             _welcome(url, config.registry.model)

@@ -20,10 +20,11 @@ def main() -> dict[str, Any]:
     """Parse the command line, train, and give the result's last line."""
     config = parse_config(__doc__)
     storage = Storage(home())
+    tracker = Tracker(storage, config.registry.tracking_uri)
     with connect(config.cluster):
         from rayloop.train.run import train  # noqa: PLC0415  imports Ray, after connect
 
-        return train(config, storage, Tracker(storage, config.registry.tracking_uri)).last_line()
+        return train(config, storage, tracker).last_line()
 
 
 if __name__ == "__main__":

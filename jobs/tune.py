@@ -27,10 +27,10 @@ def main() -> dict[str, Any]:
     config = parse_config(__doc__)
     read_space(config)  # a mistake in it is said before Ray starts
     storage = Storage(home())
+    tracker = Tracker(storage, config.registry.tracking_uri)
     with connect(config.cluster):
         from rayloop.tune.run import tune  # noqa: PLC0415  imports Ray, after connect
 
-        tracker = Tracker(storage, config.registry.tracking_uri)
         return tune(config, storage, tracker, measure_cost).last_line()
 
 

@@ -1,18 +1,24 @@
 """Which code runs: rayloop's version, and the commit of the checkout its source lies in.
 
-A package that was installed, or shipped to a cluster without its `.git`, has a version alone. Two
-calls of git, some milliseconds each, are made once per process.
+A package that was installed has a version alone; one that was shipped to a cluster without its
+`.git` has the commit that `rayloop submit` sent along. Two calls of git, some milliseconds each,
+are made once per process.
 """
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import rayloop
 
 TIMEOUT_S = 10.0
+SHIPPED_COMMIT = "RAYLOOP_COMMIT"
+"""Variable with the commit of the checkout a submitted job was shipped from."""
+
+CHANGES = "+changes"
+"""Behind that commit, where the checkout had any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +40,9 @@ class CodeVersion:
 @cache
 def code_version() -> CodeVersion:
     """The version of the code this process runs, as it was at the first call."""
-    return read_code_version(Path(rayloop.__file__).parent)
+    found = read_code_version(Path(rayloop.__file__).parent)
+    commit, mark, _ = os.environ.get(SHIPPED_COMMIT, "").partition(CHANGES)
+    return found if found.commit else replace(found, commit=commit, has_changes=bool(mark))
 
 
 def read_code_version(package: Path) -> CodeVersion:

@@ -510,7 +510,7 @@ class RegistryConfig:
     """Accuracy (0..1) by which the model must beat the linear floor on the same test split."""
 
     tracking_uri: str = ""
-    """MLflow server or database; empty means RAYLOOP_HOME/mlflow.db."""
+    """MLflow server or database; empty: MLFLOW_TRACKING_URI, and else RAYLOOP_HOME/mlflow.db."""
 
     def __post_init__(self) -> None:
         _in_range("registry", self, -1.0, 1.0, "min_margin_over_linear")
@@ -756,6 +756,93 @@ class PipelineConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SimulateConfig:
+    """Which machines a run is planned for, and what they cost and break."""
+
+    workers: tuple[int, ...] = (1, 2, 4, 8, 16, 64, 256, 1000, 4000, 10_000)
+    """Numbers of workers to predict, each a plan of its own."""
+
+    calibration: str = ""
+    """JSON file of what was measured, such as `benchmarks/simulator.py` writes; empty takes it from
+    a run's record."""
+
+    run: str = ""
+    """Finished run whose record is the calibration; empty means the newest, and where there is none
+    the measurement that comes with rayloop."""
+
+    keeps: Literal["rows", "global_batch"] = "rows"
+    """What stays as workers are added: the rows of a replica, so that the global batch grows with
+    them, or the global batch."""
+
+    rows_per_replica: int = 0
+    """Rows of a replica in one step where those are kept; 0 means the calibration's."""
+
+    global_batch_size: int = 65_536
+    """Rows of a step over all workers where that is kept."""
+
+    run_rows: float = 0.0
+    """Rows to train on, all epochs together; 0 means as many as the calibrated run had."""
+
+    workers_per_node: int = 1
+    """Workers that share a node, its cores and its link to the others."""
+
+    link_gbit_per_s: float = 25.0
+    """Bandwidth of a node's link each way, in 10^9 bits a second."""
+
+    link_latency_us: float = 50.0
+    """Microseconds until an empty message has arrived at another node; tens over TCP in one data
+    centre, 1 to 5 over InfiniBand."""
+
+    failures_per_worker_day: float = 0.000474
+    """Failures of one worker in a day. The default is what Llama 3's 16,384 GPUs had: 419 in 54
+    days (Llama Team 2024, section 3.3.4)."""
+
+    price_per_worker_hour: float = 1.0
+    """Price of a worker for an hour, in any currency; 1 counts worker-hours."""
+
+    spot: bool = False
+    """Use workers that can be taken away, at `spot_price_share` of the price."""
+
+    spot_price_share: float = 0.35
+    """Share (0..1) of the price that a spot worker costs; clouds announce 0.1 to 0.6."""
+
+    spot_failures_per_worker_day: float = 0.007
+    """How often a spot worker is taken away in a day, beyond its failures. The default is 20% of
+    them in a month, where the AWS Spot Instance Advisor's highest band begins."""
+
+    stages: int = 1
+    """Stages of a pipeline; each replica then has so many workers."""
+
+    micro_batches: int = 8
+    """Micro-batches of a replica in one step; they decide a pipeline's bubble."""
+
+    chunks: int = 1
+    """Groups of layers on each stage; above 1 the schedule is interleaved 1F1B."""
+
+    def __post_init__(self) -> None:
+        _check(
+            len(self.workers) > 0 and all(1 <= count <= 1_000_000 for count in self.workers),
+            f"simulate.workers={self.workers} must be one or more numbers from 1 to 1000000.",
+        )
+        _in_range("simulate", self, 0, 1e9, "rows_per_replica")
+        _in_range("simulate", self, 1, 1e9, "global_batch_size")
+        _in_range("simulate", self, 0.0, 1e15, "run_rows")
+        _in_range("simulate", self, 1, 10_000, "workers_per_node", "stages")
+        _in_range("simulate", self, 1, 1_000_000, "micro_batches", "chunks")
+        _in_range("simulate", self, 0.001, 100_000.0, "link_gbit_per_s")
+        _in_range("simulate", self, 0.0, 1e6, "link_latency_us")
+        _in_range("simulate", self, 0.0, 86_400.0, "failures_per_worker_day")
+        _in_range("simulate", self, 0.0, 86_400.0, "spot_failures_per_worker_day")
+        _in_range("simulate", self, 0.0, 1e6, "price_per_worker_hour")
+        _in_range("simulate", self, 0.0, 1.0, "spot_price_share")
+        _check(
+            not (self.calibration and self.run),
+            f"simulate.calibration={self.calibration} and simulate.run={self.run} exclude each "
+            "other; name a file, or a run.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """Which Ray cluster does the work."""
 
@@ -816,6 +903,9 @@ class Config:
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     """The stages one after the other."""
+
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    """A plan to what it would do."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where the work runs."""

@@ -5,7 +5,10 @@ RayloopError
 │   ├── ConfigError         a setting is out of range or contradicts another
 │   ├── DataMissing         a file, a dataset version, a run or a model is not there
 │   ├── Corrupt             stored bytes do not match their digest
-│   └── DoesNotFit          the cluster cannot run what was asked for
+│   ├── StorageRefused      an object store has no such bucket, or does not let us do it
+│   ├── StorageUnreachable  an object store or a tracking server does not answer
+│   ├── DoesNotFit          the cluster cannot run what was asked for
+│   └── Unreachable         nothing answers at the address of a cluster
 └── WorkError               the work itself failed: exit code 1
     ├── DataRefused         too many rows break the row contract
     ├── Diverged            the training loss is no longer a number
@@ -41,8 +44,20 @@ class Corrupt(RequestError):
     """Stored bytes do not match the digest recorded for them."""
 
 
+class StorageRefused(RequestError):
+    """An object store has no such bucket, does not know the key, or denies what it is asked."""
+
+
+class StorageUnreachable(RequestError):
+    """An object store or a tracking server does not answer; a moment later it may."""
+
+
 class DoesNotFit(RequestError):
     """The cluster has not the resources the request needs, now or ever."""
+
+
+class Unreachable(RequestError):
+    """Nothing answers at the address of a cluster."""
 
 
 class WorkError(RayloopError):

@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pathlib import Path
 from rayloop.config import ServeConfig
 from rayloop.errors import ConfigError, DoesNotFit
 from rayloop.logs import stage_logger
+from rayloop.ports import port_is_free
 
 log = stage_logger("serve")
 
@@ -145,6 +145,25 @@ def environment(folder: Path, config: ServeConfig) -> dict[str, str]:
     return {**_throughput(), **_files(folder), **_ports(free_window())}
 
 
+def prepare(folder: Path, config: ServeConfig) -> dict[str, str]:
+    """Put into a folder what the variables that are given refer to.
+
+    Args:
+        folder: An existing folder of this instance alone.
+        config: How much may wait, and how long.
+
+    Returns:
+        The variables of `environment`.
+
+    Raises:
+        ConfigError, DoesNotFit: As `environment`.
+    """
+    variables = environment(folder, config)
+    if "RAY_SERVE_HAPROXY_BINARY_PATH" in variables:
+        write_front(folder, config)
+    return variables
+
+
 def requests_at_once(config: ServeConfig) -> int:
     """Requests one replica gets at a time: a full batch that runs, and one that gathers.
 
@@ -239,10 +258,7 @@ def ingress(config: ServeConfig) -> Iterator[dict[str, str]]:
         return
     folder = Path(tempfile.mkdtemp(prefix="rayloop-"))
     try:
-        extra = environment(folder, config)
-        if "RAY_SERVE_HAPROXY_BINARY_PATH" in extra:
-            write_front(folder, config)
-        yield extra
+        yield prepare(folder, config)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -265,23 +281,6 @@ def free_window() -> int:
         f"No {PORTS_PER_INSTANCE} neighbouring ports are free between {FIRST_PORT} and "
         f"{LAST_PORT}; stop another Serve instance, or use --serve.no-haproxy."
     )
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a TCP server could bind here now.
-
-    Args:
-        host: Address; empty means all IPv4 interfaces.
-        port: 1 to 65535.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _throughput() -> dict[str, str]:

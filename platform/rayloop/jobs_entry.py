@@ -1,14 +1,17 @@
 """Run a job's main function: its result becomes the last line of stdout, its error one message."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rayloop import logs
 from rayloop.errors import RayloopError
+from rayloop.submit.arrival import refuse_to_start, run_shipped_code
 
 
 def run_job(main: Callable[[], dict[str, Any]]) -> None:
@@ -20,7 +23,9 @@ def run_job(main: Callable[[], dict[str, Any]]) -> None:
     """
     logs.configure()
     signal.signal(signal.SIGTERM, _terminate)
+    run_shipped_code(os.environ, Path.cwd())
     try:
+        refuse_to_start(os.environ)
         result = main()
     except RayloopError as error:
         print(f"error: {error}", file=sys.stderr)

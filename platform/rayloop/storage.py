@@ -2,7 +2,8 @@
 
 Readers never see half a write, nor does a power cut leave one. On a local folder a file or a whole
 folder is written beside its place, synced and renamed. On an object store a put is atomic by
-itself, and a folder counts as visible once its marker file, always written last, exists.
+itself, and a folder counts as visible once its marker file, always written last, exists: see
+`rayloop.remote`.
 """
 
 import ctypes
@@ -20,9 +21,8 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
+from rayloop import remote
 from rayloop.errors import Corrupt, DataMissing, StorageFull
-
-COPY_CHUNK_BYTES = 1 << 22
 
 
 def home() -> str:
@@ -31,7 +31,12 @@ def home() -> str:
     Always an absolute path or an URI, since Ray workers run in other folders.
     """
     root = os.environ.get("RAYLOOP_HOME", "") or ".rayloop"
-    return root if "://" in root else str(Path(root).resolve())
+    return str(Path(root).resolve()) if is_local(root) else root
+
+
+def is_local(root: str) -> bool:
+    """Whether a root is a folder of this machine, or of what is mounted on it."""
+    return "://" not in root
 
 
 def refuse_short(stream: BufferedWriter, num_bytes: int) -> None:
@@ -46,15 +51,21 @@ class Storage:
 
     Args:
         root: An absolute folder or an URI pyarrow understands (`s3://bucket/prefix`).
+
+    Raises:
+        ConfigError: An `s3://` root is not written as one.
+        StorageRefused: It has no such bucket, or the keys in the environment do not open it. Any
+            method may raise this too, where it is not allowed.
+        StorageUnreachable: Its server does not answer, now or in any method.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self.is_local = "://" not in self.root
+        self.is_local = is_local(root)
         if self.is_local:
             self._fs, self._base = pafs.LocalFileSystem(), self.root
         else:
-            self._fs, self._base = pafs.FileSystem.from_uri(self.root)
+            self._fs, self._base = remote.open_files(root)
 
     def __repr__(self) -> str:
         return f"Storage({self.root!r})"
@@ -70,18 +81,25 @@ class Storage:
         """The file as a local path, to memory-map or to hand to a library; None when remote."""
         return Path(self.path(*parts)) if self.is_local else None
 
+    def for_library(self, folder: str) -> tuple[pafs.FileSystem | None, str]:
+        """A folder for a library that writes by itself: the path, and where, None for locally."""
+        return None if self.is_local else self._fs, self._full(folder)
+
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs.get_file_info(self._full(path)).type != pafs.FileType.NotFound)
+        full = self._full(path)
+        with remote.explained(full):
+            return bool(self._fs.get_file_info(full).type != pafs.FileType.NotFound)
 
     def names(self, folder: str) -> list[str]:
         """Sorted names directly under a folder; empty when the folder is missing.
 
         Names that start with a dot are staging leftovers and are not listed.
         """
-        selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
+        full = self._full(folder)
         try:
-            infos = self._fs.get_file_info(selector)
+            with remote.explained(full):
+                infos = self._fs.get_file_info(pafs.FileSelector(full, allow_not_found=True))
         except FileNotFoundError:  # it was made or removed between two calls inside pyarrow
             return []
         found = (os.path.basename(info.path) for info in infos)
@@ -94,7 +112,9 @@ class Storage:
             DataMissing: There is no such file.
         """
         try:
-            with self._fs.open_input_stream(self._full(path)) as stream:
+            if not self.is_local:
+                return remote.read(self._fs, self._full(path))
+            with self._fs.open_input_stream(self._full(path), compression=None) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             raise DataMissing(f"There is no file {self.path(path)}.") from None
@@ -106,8 +126,7 @@ class Storage:
             StorageFull: The local disk has no room; the old content is still there.
         """
         if not self.is_local:
-            with self._fs.open_output_stream(self._full(path)) as stream:
-                stream.write(content)
+            remote.write(self._fs, self._full(path), content)
             return
         target = Path(self._full(path))
         with _full_is_told(target, len(content)), _hidden_beside(target) as staged:
@@ -118,9 +137,9 @@ class Storage:
     def create(self, path: str, content: bytes) -> bool:
         """Put a file in one step unless there is one; of several writers one alone succeeds.
 
-        That holds for all processes that share a local folder. On an object store it is a look
-        and then a put: of two writers at the same moment the last one wins, and both are told
-        that they made it.
+        That holds for all processes that share a local folder, and on S3 where the keys are in the
+        environment and the server knows conditional puts. Elsewhere it is a look and then a put: of
+        two writers at the same moment the last one wins, and both are told that they made it.
 
         Returns:
             Whether this call made the file; if not, the one that is there is as it was.
@@ -131,8 +150,7 @@ class Storage:
         if self.exists(path):
             return False
         if not self.is_local:
-            self.write(path, content)
-            return True
+            return remote.create(self._fs, self.root, self._full(path), content)
         target = Path(self._full(path))
         with _full_is_told(target, len(content)), _hidden_beside(target) as staged:
             _fill(staged, content)
@@ -167,7 +185,13 @@ class Storage:
         self.write(path, text.encode() + b"\n")
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder and all it holds; nothing happens when it is missing."""
+        """Remove a file, or a folder and all it holds; nothing happens when it is missing.
+
+        On an object store the marker goes first, so that a folder is gone or whole throughout.
+        """
+        if not self.is_local:
+            remote.remove(self._fs, self._full(path))
+            return
         kind = self._fs.get_file_info(self._full(path)).type
         if kind == pafs.FileType.Directory:
             self._fs.delete_dir(self._full(path))
@@ -181,8 +205,8 @@ class Storage:
         It lies beside its place, so that gigabytes are written once; all of it is on the disk
         before it gets its name. A folder that is there already is replaced, on Linux without a
         moment in which there is none. When the block raises, nothing has changed.
-        Remotely the files are copied in name order with `manifest.json` last, which is the marker
-        a reader looks for.
+        Remotely the files are copied in name order with the marker last, which a reader looks for;
+        where the folder is replaced, the old marker goes first.
 
         Args:
             folder: Where it will be, relative to the root.
@@ -202,7 +226,7 @@ class Storage:
         with tempfile.TemporaryDirectory(prefix="rayloop-staged-") as name:
             with _full_is_told(Path(name), num_bytes):
                 yield Path(name)
-            self._upload(Path(name), folder)
+            remote.upload(self._fs, Path(name), self._full(folder))
 
     def publish(self, staged: Path, folder: str) -> None:
         """Make a copy of a local folder visible as `folder` in one step, as `staging` does.
@@ -211,7 +235,7 @@ class Storage:
             StorageFull: The local disk has no room; what was there before is still there.
         """
         if not self.is_local:
-            self._upload(staged, folder)
+            remote.upload(self._fs, staged, self._full(folder))
             return
         paths = sorted(staged.rglob("*"))
         num_bytes = sum(path.stat().st_size for path in paths if path.is_file())
@@ -222,16 +246,6 @@ class Storage:
                     copy.mkdir()
                 else:
                     shutil.copyfile(path, copy)
-
-    def _upload(self, staged: Path, folder: str) -> None:
-        files = sorted(
-            (path for path in staged.rglob("*") if path.is_file()),
-            key=lambda path: (path.name == "manifest.json", str(path)),
-        )
-        for path in files:
-            target = self._full(f"{folder}/{path.relative_to(staged).as_posix()}")
-            with path.open("rb") as source, self._fs.open_output_stream(target) as stream:
-                shutil.copyfileobj(source, stream, COPY_CHUNK_BYTES)
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base

@@ -1,20 +1,14 @@
-"""Runs, their settings, curves and data -> MLflow, in a database that is set up once.
+"""Runs, their settings, curves and data -> MLflow.
 
-Only drivers write here, one process a run. Several processes that meet an empty database at the
-same time break each other's set-up, so it is done under a file lock; MLflow itself is imported on
-first use, since that takes a second. Nothing is written to the current folder. A call costs 5 to
-10 ms of CPU whatever it writes, so metrics that belong together go in one call.
+Only drivers write here, one process a run. Nothing is written to the current folder. A call costs
+5 to 10 ms of CPU whatever it writes, so metrics that belong together go in one call.
 """
 
-import fcntl
 import json
-import logging
 import math
-import os
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +18,11 @@ from typing import Any
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.code_version import code_version
-from rayloop.errors import ConfigError, Corrupt, DataMissing, RequestError
+from rayloop.errors import DataMissing
+from rayloop.locks import exclusive
 from rayloop.storage import Storage
+from rayloop.tracking_client import EXPERIMENT, artifacts_of, open_client, refuse_silence
 
-EXPERIMENT = "rayloop"
 RUN_TAG = "rayloop.run_id"
 PARENT_TAG = "rayloop.parent"
 IS_PARENT_TAG = "rayloop.is_parent"
@@ -38,122 +33,12 @@ COMMIT_TAG = "mlflow.source.git.commit"
 CHANGED_TAG = "mlflow.source.git.dirty"
 EARLIER_CODE_TAG = "rayloop.earlier_code"
 """Commits of a run's earlier sessions, oldest first, where the code changed between two of them."""
-KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's pages then speak of training runs, and not of prompts and traces."""
-QUIET_LOGGERS = ("mlflow", "alembic")
 LONGEST_PARAMETER = 500
 SHOWN_DIGEST = 12
 """Digits of a dataset's digest on MLflow's pages, which take 36 at most; the tag has all of it."""
 PARAMETERS_PER_CALL = 100
 MOST_RUNS = 50_000
 """MLflow gives at most so many at a time."""
-
-
-def tracking_uri_of(storage: Storage, configured: str) -> str:
-    """The absolute address of the tracking server or database.
-
-    Args:
-        storage: The root; holds `mlflow.db` unless something else is configured.
-        configured: `registry.tracking_uri`; may be empty.
-
-    Raises:
-        ConfigError: Nothing is configured and the root is not a local folder.
-    """
-    if configured:
-        return configured
-    if not storage.is_local:
-        raise ConfigError(
-            f"RAYLOOP_HOME={storage.root} is not a local folder, and a SQLite database needs one. "
-            "Set --registry.tracking_uri to an MLflow server or another database."
-        )
-    return f"sqlite:///{storage.path('mlflow.db')}"
-
-
-@contextmanager
-def exclusive(storage: Storage, name: str) -> Iterator[None]:
-    """Hold a file lock under a local root, among all processes of this machine.
-
-    A remote root has no lock: there a tracking server orders the writers.
-    """
-    folder = storage.local_path()
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def held(storage: Storage, name: str, what: str) -> Iterator[None]:
-    """Hold a file lock under a local root, or refuse at once where another process holds it.
-
-    Args:
-        storage: The root; a remote one has no lock.
-        name: Of the lock.
-        what: What it stands for, to begin the message with.
-
-    Raises:
-        RequestError: Another process of this machine holds it.
-    """
-    folder = storage.local_path()
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(
-                f"{what} is being worked on by another process of this machine; wait for its end."
-            ) from None
-        yield
-
-
-def open_client(storage: Storage, configured: str) -> Any:
-    """An `mlflow.MlflowClient` whose database is ready.
-
-    Args:
-        storage: The root.
-        configured: `registry.tracking_uri`; may be empty.
-
-    Raises:
-        ConfigError: As `tracking_uri_of`.
-        Corrupt: The database is damaged, or another version of MLflow made it.
-    """
-    uri = tracking_uri_of(storage, configured)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient, MlflowException  # noqa: PLC0415  takes a second
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-        for name in QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        try:
-            with exclusive(storage, "mlflow"):
-                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-                if client.get_experiment_by_name(EXPERIMENT) is None:
-                    client.create_experiment(
-                        EXPERIMENT, artifact_location=_artifacts_of(storage), tags=KIND_TAG
-                    )
-        except (MlflowException, SQLAlchemyError) as error:
-            where = "registry.tracking_uri" if configured else storage.path("mlflow.db")
-            raise Corrupt(
-                f"The runs' database, {where}, does not open: it is damaged, another version of "
-                "MLflow made it, or its server does not answer. Bring back a copy of it, or ask "
-                f"with the MLflow that made it. MLflow says: {str(error).splitlines()[0]}"
-            ) from error
-    return client
-
-
-def _artifacts_of(storage: Storage) -> str:
-    """Address of the folder under a root that holds the runs' pictures."""
-    folder = storage.path("mlartifacts")
-    return Path(folder).as_uri() if storage.is_local else folder
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -220,13 +105,19 @@ class Tracker:
 
     Args:
         storage: The root.
-        tracking_uri: `registry.tracking_uri`; empty means `mlflow.db` under the root.
+        tracking_uri: `registry.tracking_uri`; empty means MLFLOW_TRACKING_URI, and else
+            `mlflow.db` under the root.
         clock: Stamps runs and metrics.
+
+    Raises:
+        ConfigError: As `tracking_uri_of`.
+        StorageUnreachable: The server does not answer.
     """
 
     def __init__(
         self, storage: Storage, tracking_uri: str = "", clock: Clock = SYSTEM_CLOCK
     ) -> None:
+        refuse_silence(storage, tracking_uri)
         self._storage = storage
         self._clock = clock
         self._configured = tracking_uri
@@ -346,10 +237,13 @@ class Tracker:
             name: A file name, e.g. `curves.png`; folders are allowed.
             png: Its bytes.
         """
-        home = _artifacts_of(self._storage)
+        home = artifacts_of(self._storage)
         place = str(self._client.get_run(run_id).info.artifact_uri)
         if place.startswith(f"{home}/"):
             self._storage.write(f"mlartifacts{place.removeprefix(home)}/{name}", png)
+            return
+        if place.startswith("s3://"):  # MLflow's client would need a package of Amazon's for it
+            Storage(place).write(name, png)
             return
         with tempfile.TemporaryDirectory(prefix="rayloop-picture-") as folder:
             file = Path(folder) / Path(name).name

@@ -7,12 +7,12 @@ to it over the network only.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayloop.ports import free_port
 from tests.releases import LABELS as LABELS
 from tests.releases import MODEL as MODEL
 from tests.releases import SHAPE as SHAPE
@@ -24,11 +24,10 @@ INFER = f"/v2/models/{MODEL}/infer"
 
 def free_ports(count: int) -> list[str]:
     """Ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [str(probe.getsockname()[1]) for probe in probes]
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port("127.0.0.1"))
+    return [str(port) for port in found]
 
 
 @contextlib.contextmanager

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 from PIL import Image
 
+from rayloop.cluster import LOCAL_RAY
 from rayloop.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from rayloop.data.prepare import prepare
 from rayloop.data.versions import newest_version, open_version, read_split
@@ -19,7 +21,7 @@ from rayloop.errors import ConfigError, DataMissing, DataRefused, DoesNotFit, Re
 from rayloop.storage import Storage
 from rayloop.tracking import Tracker
 from rayloop.train.result import TrainResult, load_model, load_result
-from rayloop.train.run import train
+from rayloop.train.run import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -205,6 +207,20 @@ def test_both_feeds_train_the_same_model(root: Storage) -> None:
     assert resident.test_accuracy > 0.5
     assert load_result(root, "resident") == resident
     assert not load_model(root, stream).training
+
+
+def test_a_local_run_starts_no_process_that_it_has_no_use_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def callbacks(**more: Any) -> set[str]:
+        trainer = Trainer(lambda: None, **more)
+        return {type(one).__name__ for one in trainer._create_default_callbacks()}
+
+    datasets, cleaner = "DatasetsCallback", "PlacementGroupCleanerCallback"
+    assert not callbacks() & {datasets, cleaner}
+    assert datasets in callbacks(datasets={"train": ray.data.range(1)})
+    monkeypatch.delenv(LOCAL_RAY)
+    assert cleaner in callbacks()
 
 
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(root: Storage) -> None:

@@ -19,6 +19,7 @@ import requests
 from PIL import Image
 
 from rayloop import haproxy
+from rayloop.ports import port_is_free
 from rayloop.serve.client import infer_body, predict_png, read_answer, send_images
 from rayloop.serve.engine import OnnxEngine
 from tests.cluster.servers import INFER, LABELS, SHAPE, first_line, images, model_bytes, started
@@ -242,7 +243,7 @@ def test_a_full_queue_is_429_with_retry_after(url: str) -> None:
 def test_only_loopback_takes_requests(url: str) -> None:
     assert url.startswith("http://127.0.0.1:")
     port = int(url.rsplit(":", 1)[1])
-    assert haproxy.port_is_free("127.0.0.2", port)
+    assert port_is_free("127.0.0.2", port)
 
 
 def test_serves_own_proxy_gives_the_same_answers(tmp_path: Path, engine) -> None:

@@ -28,6 +28,7 @@ import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from rayloop import haproxy
+from rayloop.ports import port_is_free
 from rayloop.serve.engine import OnnxEngine
 from rayloop.serve.traffic.plan import single
 from rayloop.serve.traffic.store import PlanStore
@@ -436,7 +437,7 @@ def test_perf_analyzer_runs_unmodified(words, analyzer, addresses) -> None:
 def test_the_ports_are_private(addresses) -> None:
     """Neither REST nor gRPC is reached under another address of this machine."""
     for address in addresses:
-        assert haproxy.port_is_free("127.0.0.2", int(address.rsplit(":", 1)[1]))
+        assert port_is_free("127.0.0.2", int(address.rsplit(":", 1)[1]))
 
 
 def listeners(port: int) -> set[tuple[str, int]]:

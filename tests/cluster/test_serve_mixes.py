@@ -56,7 +56,7 @@ def load(path, config):
 if __name__ == "__main__":
     path, http_port, grpc_port = sys.argv[1:]
     config = ServeConfig(http_port=int(http_port), grpc_port=int(grpc_port),
-                         max_body_bytes=200_000, default_timeout_ms=3000.0)
+                         max_body_bytes=200_000, default_timeout_ms=60_000.0)
     with haproxy.ingress(config) as extra, cluster.connect(ClusterConfig(num_cpus=2), extra):
         from rayloop.serve import app, run
         application = app.application(config, functools.partial(load, path))

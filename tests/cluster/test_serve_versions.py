@@ -240,7 +240,7 @@ def test_no_change_of_versions_loses_a_request_and_each_answer_has_its_event(
             load.more(200)
             (row,) = [r for r in server.rayloop("traffic", "show") if r["variant"] == "champion"]
             assert row["version"] == "3"
-            tables = server.rayloop("status", "--seconds", "1")
+            tables = server.rayloop("status", "--seconds", "1")["servers"]
             assert tables[0]["header"]["replicas"] == 2
             assert tables[0]["variants"][0]["version"] == "3"
             server.wait_for(lambda found: any(s["compared"] for r in found for s in r["shadows"]))

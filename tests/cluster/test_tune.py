@@ -118,7 +118,7 @@ class Crash:
 
 
 LONG = pytest.mark.skipif(
-    not os.environ.get("RAYLOOP_LONG"), reason="half a minute more; RAYLOOP_LONG=1 runs it"
+    not os.environ.get("RAYLOOP_LONG"), reason="half a minute or more; RAYLOOP_LONG=1 runs it"
 )
 
 
@@ -159,6 +159,7 @@ def test_an_error_of_ours_is_recorded_at_once_and_a_sweep_of_them_says_the_first
     assert parent is not None and parent.status == "FAILED"
 
 
+@LONG
 def test_trials_by_workers_of_their_own_and_one_is_stopped(storage: Storage) -> None:
     """The one after it gets the stopped one's CPUs."""
     space = ("train.learning_rate=choice(0.05, 0.000001, 0.07)",)
@@ -190,7 +191,7 @@ def test_a_sweep_that_can_never_run_is_refused_at_once(storage: Storage) -> None
     assert not storage.exists("runs/s/trials")
 
 
-@pytest.mark.parametrize("search", ["pbt", "tpe"])
+@pytest.mark.parametrize("search", ["pbt", pytest.param("tpe", marks=LONG)])
 def test_searches_that_learn_run_on_ray(storage: Storage, search: str) -> None:
     config = config_of(
         epochs=4, search=search, trials=4, startup_trials=2, perturb_epochs=2,

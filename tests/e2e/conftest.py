@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +38,32 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "RAYLOOP_HOME": str(home)}
 
 
-def run_job(home: Path, *words: str, timeout_s: float = 540) -> Done:
+def run(words: Sequence[object], env: Mapping[str, str], timeout_s: float = 540) -> Done:
+    """Run a command from the repository's root to its end."""
     done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+        list(map(str, words)), cwd=ROOT, env=env, capture_output=True, text=True,
+        timeout=timeout_s, check=False,
+    )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run_job(home: Path, *words: str) -> Done:
+    return run([sys.executable, *words], environment(home))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the data of the smoke preset and nothing else; copied, never used."""
+    home = tmp_path_factory.mktemp("prepared")
+    done = run_job(home, "jobs/prepare_data.py", "smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return home
+
+
+@pytest.fixture(scope="module")
+def data_home(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of the file's own that has data."""
+    return Path(shutil.copytree(prepared, tmp_path_factory.mktemp("home") / "home"))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_wrong_request_is_told_in_one_message(case, home):
 
 def test_too_many_workers_is_said_at_once(turn):
     words = ["jobs/train.py", "smoke", "--train.num_workers", "32"]
-    done = run_job(turn.home, *words, timeout_s=120)
+    done = run_job(turn.home, *words)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "train.num_workers=32" in done.stderr
     assert "--cluster.num_cpus" in done.stderr

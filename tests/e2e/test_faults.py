@@ -15,7 +15,9 @@ from rayloop.storage import Storage
 from rayloop.train.checkpoint import checkpoint_paths
 from tests.e2e.conftest import LONG, ROOT, Done, environment, run_job
 
-SMOKE = ("jobs/train.py", "smoke", "--train.checkpoint_every_epochs", "1")
+SMOKE = (
+    "jobs/train.py", "smoke", "--train.checkpoint_every_epochs", "1", "--train.floor_epochs", "0"
+)  # fmt: skip
 
 
 def disturbed(home: Path, run_id: str, signal_number: int, *words: str) -> Done:
@@ -48,7 +50,8 @@ def wait_for_checkpoints(storage: Storage, run_id: str, job: subprocess.Popen[st
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("feed", [pytest.param("resident", marks=LONG), "stream"])
+@LONG
+@pytest.mark.parametrize("feed", ["resident", "stream"])
 def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn, feed):
     run_id = f"worker-killed-{feed}"
     done = disturbed(turn.home, run_id, signal.SIGKILL, "--data.feed", feed)
@@ -64,11 +67,12 @@ def test_a_worker_that_dies_is_replaced_and_no_bit_changes(turn, feed):
     )
 
 
-def test_a_worker_that_hangs_is_named_and_replaced(turn):
-    words = ("--train.step_timeout_s", "20")
+def test_a_worker_that_hangs_is_named_and_replaced_and_no_bit_changes(turn):
+    words = ("--train.step_timeout_s", "20", "--data.feed", "stream")
     done = disturbed(turn.home, "worker-stopped", signal.SIGSTOP, *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "has been stuck in" in done.stderr
+    assert done.last_line["feed"] == "stream"
     assert done.last_line["checkpoint_digest"] == turn.done.last_line["checkpoint_digest"]
     stacks = list((turn.home / "runs/worker-stopped/hangs").glob("rank-*-step-*.txt"))
     assert stacks

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.e2e.conftest import ROOT, environment, run_job
+from tests.e2e.conftest import LONG, ROOT, environment, run_job
 
 KEYS = {
     "dataset_digest",
@@ -71,8 +71,12 @@ def test_run_id_of_other_settings_is_refused_with_the_difference(turn):
     assert "Traceback" not in done.stderr
 
 
+@LONG
 def test_driver_killed_in_training_continues_to_the_same_weights(turn):
-    """SIGKILL after the first checkpoint, then the same command: the digest of the unbroken run."""
+    """SIGKILL after the first checkpoint, then the same command: the digest of the unbroken run.
+
+    As tests/e2e/test_s3_home.py shows it with a home on S3.
+    """
     command = [sys.executable, "jobs/train.py", "smoke", "--run-id", "killed"]
     first = subprocess.Popen(
         command,

@@ -6,9 +6,10 @@ import subprocess
 import pytest
 
 from tests.e2e.conftest import ROOT, environment
+from tests.pages import blocks
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+BLOCKS = blocks(README, "bash")
 
 
 def commands(block: str) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from rayloop.presets import smoke
 from rayloop.storage import Storage
 from tests.datasets import write_dataset
-from tests.e2e.conftest import ROOT, environment, run_job
+from tests.e2e.conftest import LONG, ROOT, environment, run_job
 
 WORDS = (
     "jobs/scaling.py", "smoke", "--run-id", "much", "--train.epochs", "2", "--scaling.seeds", "2",
@@ -53,6 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@LONG
 def test_a_killed_job_goes_on_and_trains_nothing_twice(home):
     before = results(home)
     assert 0 < len(before) < RUNS

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rayloop.ports import free_port
 from rayloop.storage import Storage
 from rayloop.tracking import TrackedDataset, Tracker
 from tests.e2e.conftest import LONG, ROOT, environment
@@ -42,11 +42,6 @@ def test_without_a_database_it_says_what_makes_one(home: str, sentence: str) -> 
     assert done.returncode == 2
     assert sentence in done.stdout
     assert not (ROOT / "missing").exists()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @contextmanager
@@ -98,7 +93,7 @@ def test_it_shows_runs_under_their_parent_with_their_pictures(tmp_path: Path) ->
     child = tracker.start_run("t1", {"lr": 0.1}, parent="sweep", dataset=data)
     tracker.log_metrics(child, {"loss": 0.5}, 1)
     tracker.log_picture(child, "curves.png", PICTURE)
-    port = free_port()
+    port = free_port("127.0.0.1")
     with ui(tmp_path, port) as process:
         assert f"http://127.0.0.1:{port}/" in (tmp_path / "ui.log").read_text()
         assert b"<title>MLflow</title>" in fetch(port, "/")

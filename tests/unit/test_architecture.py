@@ -14,15 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "rayloop"
 STAGES = [
-    "data", "models", "train", "tune", "quantize", "registry", "select", "serve", "pipeline"
+    "data", "models", "train", "tune", "quantize", "registry", "select", "serve", "pipeline",
+    "simulate",
 ]  # fmt: skip
 """Rooms in the order of the pipeline; a room imports only those before it."""
 
 PURE_BASE = {
-    "config", "presets", "errors", "clock", "storage", "logs", "code_version", "tracking",
-    "haproxy", "metrics", "drawing",
+    "config", "presets", "errors", "clock", "storage", "locks", "logs", "code_version", "tracking",
+    "haproxy", "metrics", "drawing", "growth", "node_cache", "ports", "remote", "s3",
+    "tracking_client",
 }  # fmt: skip
-BASE = PURE_BASE | {"cluster", "jobs_entry", "cli"}
+BASE = PURE_BASE | {"cluster", "jobs_entry", "cli", "submit"}
 MAY_IMPORT_RAY = {
     "cluster",
     "data/sources",
@@ -31,6 +33,7 @@ MAY_IMPORT_RAY = {
     "train/progress",
     "train/worker",
     "train/run",
+    "tune/adapters",
     "tune/run",
     "tune/scaling_run",
     "tune/trainable",
@@ -43,6 +46,7 @@ MAY_IMPORT_RAY = {
     "serve/run",
     "serve/options",
     "pipeline/run",
+    "submit/client",
 }
 MUST_BE_PURE = PURE_BASE | {
     "data/order",
@@ -54,10 +58,11 @@ MUST_BE_PURE = PURE_BASE | {
     "registry/register",
     "select/choice",
     "select/final",
-    "select/front",
+    "tune/front",
     "select/work",
     "serve/batcher",
     "serve/http",
+    "simulate/table",
     "train/average",
     "train/checkpoint",
     "train/claim",

@@ -11,7 +11,8 @@ from rayloop.cli.main import main
 from rayloop.cli.runs import is_small_good
 from rayloop.errors import Corrupt
 from rayloop.storage import Storage
-from rayloop.tracking import TrackedDataset, Tracker, open_client
+from rayloop.tracking import TrackedDataset, Tracker
+from rayloop.tracking_client import open_client
 
 DATASET = TrackedDataset("digits", "abc", "d" * 64, "/data/digits/abc")
 LONG_NAME = "tiny_resnet-fashion-mnist-6920bb22-77cd"

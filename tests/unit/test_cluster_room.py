@@ -1,10 +1,13 @@
 """What does not fit on the cluster is refused before Ray waits for it for ever."""
 
+import os
+
 import pytest
 
-from rayloop.cluster import offered_cpus, refuse_unless_fits
+from rayloop import cluster
+from rayloop.cluster import offered_cpus, refuse_unless_fits, refuse_unreachable
 from rayloop.config import ClusterConfig
-from rayloop.errors import DoesNotFit
+from rayloop.errors import DoesNotFit, RequestError
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,36 @@ def test_what_does_not_fit_is_refused_with_the_sums(
     assert "Lower train.num_workers" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://127.0.0.1:8265", "is a dashboard, to which jobs are submitted"),
+        ("127.0.0.1:9", "There is no Ray at 127.0.0.1:9"),
+        ("ray://127.0.0.1:9", "There is no Ray at ray://127.0.0.1:9"),
+        ("no-such-host.invalid:6379", "There is no Ray at no-such-host.invalid:6379"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str, told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        refuse_unreachable(address)
+
+
 def test_a_local_ray_offers_more_than_its_cores() -> None:
     assert offered_cpus(ClusterConfig(num_cpus=6)) == 8
     assert offered_cpus(ClusterConfig()) >= 3
+
+
+def test_a_cluster_is_not_taken_for_the_local_ray_of_whoever_started_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in cluster.LOCAL_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cluster, "set_environment", lambda _: None)
+    assert cluster.is_local()
+    with (
+        pytest.raises(RequestError, match=r"no Ray at 127\.0\.0\.1:9"),
+        cluster.connect(ClusterConfig(address="127.0.0.1:9")),
+    ):
+        pass
+    assert not cluster.is_local()
+    assert not set(cluster.LOCAL_ENVIRONMENT) & set(os.environ)

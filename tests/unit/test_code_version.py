@@ -79,3 +79,16 @@ def test_git_is_asked_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         code_version.code_version.cache_clear()
     assert asked == ["ls-files"]
+
+
+def test_a_shipped_package_has_the_commit_that_was_sent_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rayloop.code_version._git", lambda *_: "")
+    for told, commit, has_changes in (("", "", False), ("abc", "abc", False),
+                                      ("abc+changes", "abc", True)):  # fmt: skip
+        monkeypatch.setenv("RAYLOOP_COMMIT", told)
+        code_version.code_version.cache_clear()
+        found = code_version.code_version()
+        assert (found.commit, found.has_changes) == (commit, has_changes)
+    code_version.code_version.cache_clear()

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from rayloop.data import fashion_mnist
+from rayloop.config import DataConfig
+from rayloop.data import fashion_mnist, sources
 from rayloop.data.contract import RowContract, row_digest
 from rayloop.data.prepare import digest_keys, write_shard
-from rayloop.data.sources import read_cifar10
 from rayloop.data.versions import Shard, read_shard
 from rayloop.errors import Corrupt, DataMissing
 from rayloop.storage import Storage
@@ -120,7 +121,7 @@ def test_cifar10s_rows_are_a_label_and_three_planes(tmp_path: Path) -> None:
     files = [tmp_path / "one.bin", tmp_path / "two.bin"]
     files[0].write_bytes(rows[:3].tobytes())
     files[1].write_bytes(rows[3:].tobytes())
-    read, labels = read_cifar10(files)
+    read, labels = sources.read_cifar10(files)
     assert np.array_equal(read, images)
     assert labels.tolist() == [0, 1, 2, 3, 4]
 
@@ -130,12 +131,12 @@ def test_a_cifar10_file_of_another_size_is_corrupt(tmp_path: Path, size: int) ->
     path = tmp_path / "data_batch_1.bin"
     path.write_bytes(bytes(size))
     with pytest.raises(Corrupt, match=f"has {size} bytes, not a multiple of 3073"):
-        read_cifar10([path])
+        sources.read_cifar10([path])
 
 
 def test_a_missing_cifar10_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="unpack cifar-10-binary"):
-        read_cifar10([tmp_path / "data_batch_1.bin"])
+        sources.read_cifar10([tmp_path / "data_batch_1.bin"])
 
 
 def test_a_shard_is_the_same_whatever_the_order_of_its_rows(tmp_path: Path) -> None:
@@ -165,3 +166,34 @@ def test_keys_keep_the_order_of_digests() -> None:
     keys = digest_keys(np.array(digests, dtype="V32"))
     assert keys.tolist() == [int.from_bytes(digest[:8], "big") for digest in digests]
     assert digest_keys(np.array([], dtype="V32")).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "set_by_user", "processes"),
+    [(0, "", "1"), (1, "", "1"), (100, "", "1"), (101, "", "2"), (1, "7", "7")],
+)
+def test_parquet_footers_are_read_by_as_many_processes_as_there_is_work_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    set_by_user: str,
+    processes: str,
+) -> None:
+    name = sources.FOOTER_READERS
+    monkeypatch.delenv(name, raising=False)
+    if set_by_user:
+        monkeypatch.setenv(name, set_by_user)
+    for number in range(files):
+        (tmp_path / f"{number}.parquet").touch()
+    path = tmp_path / "0.parquet" if files == 1 else tmp_path
+    seen = []
+
+    def read_parquet(*_: object, **__: object) -> None:
+        seen.append(os.environ[name])
+        raise DataMissing("enough")
+
+    monkeypatch.setattr(sources.ray.data, "read_parquet", read_parquet)
+    with pytest.raises(DataMissing, match="enough"):
+        sources.open_source(DataConfig(source="parquet", path=str(path)))
+    assert seen == [processes]
+    assert os.environ.get(name, "") == set_by_user

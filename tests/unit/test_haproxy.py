@@ -9,6 +9,7 @@ import pytest
 from rayloop import haproxy
 from rayloop.config import ServeConfig
 from rayloop.errors import ConfigError, DoesNotFit
+from rayloop.ports import QUIET_PORTS, free_port, port_is_free
 
 
 def test_every_file_is_in_the_folder_and_every_port_in_one_free_window(monkeypatch) -> None:
@@ -29,9 +30,16 @@ def test_a_window_in_use_is_stepped_over() -> None:
     with socket.socket() as taken:
         taken.bind(("", base + 1))
         taken.listen()
-        assert not haproxy.port_is_free("", base + 1)
+        assert not port_is_free("", base + 1)
         other = haproxy.free_window()
     assert abs(other - base) >= haproxy.PORTS_PER_INSTANCE
+
+
+def test_the_port_that_is_wanted_is_given_where_nobody_has_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert free_port("127.0.0.1", port) in QUIET_PORTS
+    assert free_port("127.0.0.1", port) == port
 
 
 def test_no_window_left_is_said(monkeypatch) -> None:

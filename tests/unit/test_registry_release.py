@@ -18,7 +18,8 @@ from rayloop.registry.register import register
 from rayloop.registry.release import ReleaseRecord, load_release
 from rayloop.registry.store import Registry, open_registry
 from rayloop.storage import Storage
-from rayloop.tracking import Tracker, flatten, tracking_uri_of
+from rayloop.tracking import Tracker, flatten
+from rayloop.tracking_client import tracking_uri_of
 from rayloop.train.result import TrainResult, save_result
 
 NAMES = ("cat", "dog")

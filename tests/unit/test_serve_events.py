@@ -155,11 +155,9 @@ def test_more_bytes_than_may_wait_are_dropped_until_images_are_reduced(
 def test_put_does_not_wait_for_a_disk_that_hangs(storage: SlowStorage) -> None:
     with opened(storage, flush_s=0.05, max_pending_rows=100) as log:
         storage.door.clear()
-        start = time.monotonic()
         for number in range(300):
             log.put(event(number))
             assert everything(log) == number + 1
-        assert time.monotonic() - start < 10  # the disk hangs for ever
         assert log.dropped == 200
         storage.door.set()
     assert (log.written, log.pending) == (100, 0)

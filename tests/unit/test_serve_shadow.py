@@ -96,10 +96,8 @@ def test_a_process_that_is_lost_is_started_again_and_its_rows_are_counted(manner
 @pytest.mark.parametrize("manner", ["never", "no-engine"])
 def test_a_process_that_never_gets_ready_costs_copies_only(manner: str) -> None:
     shadow = watching(manner, max_pending_rows=3)
-    start = time.perf_counter()
     for _ in range(1000):
         shadow.offer(copy(1, 2))
-    assert time.perf_counter() - start < 1  # it never waits
     assert shadow.counts.dropped == 2 * 999
     assert shadow.pending_rows == 2
     shadow.close()

@@ -58,6 +58,7 @@ def test_rates_and_shares_over_two_replicas() -> None:
         "ready": 2,
         "refused_plan": None,
         "refused_reason": "",
+        "refused_limits": "",
         "ongoing": 6,
         "pending_rows": 30,
         "events_written": 720,

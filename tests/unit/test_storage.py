@@ -29,6 +29,9 @@ def test_what_is_put_is_got(storage: Storage) -> None:
     assert storage.exists("a")
     assert not storage.exists("a/x")
     assert storage.path("a", "b") == f"{storage.root}/a/b"
+
+
+def test_a_local_file_has_a_path(storage: Storage) -> None:
     assert storage.local_path("a/b") == Path(storage.root) / "a" / "b"
 
 
@@ -312,10 +315,10 @@ def test_remotely_the_marker_comes_last_and_errors_stay_as_they_are(
         def __init__(self, inner: object) -> None:
             self._inner = inner
 
-        def open_output_stream(self, path: str) -> object:
+        def open_output_stream(self, path: str, compression: None) -> object:
             """Open, and remember it."""
             opened.append(path.rsplit("/", 1)[-1])
-            return self._inner.open_output_stream(path)  # type: ignore[attr-defined]
+            return self._inner.open_output_stream(path, compression)  # type: ignore[attr-defined]
 
         def __getattr__(self, name: str) -> object:
             return getattr(self._inner, name)
@@ -332,7 +335,11 @@ def test_remotely_the_marker_comes_last_and_errors_stay_as_they_are(
     class Full:
         """A filesystem without room."""
 
-        def open_output_stream(self, path: str) -> object:
+        def get_file_info(self, _: object) -> list[object]:
+            """There is nothing."""
+            return []
+
+        def open_output_stream(self, path: str, compression: None) -> object:
             """Fail as a server that is full does."""
             raise OSError(errno.ENOSPC, "server says no")
 

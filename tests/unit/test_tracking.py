@@ -13,7 +13,7 @@ import pytest
 
 from rayloop import __version__, tracking
 from rayloop.code_version import CodeVersion
-from rayloop.errors import DataMissing, RequestError
+from rayloop.errors import DataMissing
 from rayloop.storage import Storage
 from rayloop.tracking import TrackedDataset, Tracker
 
@@ -302,20 +302,6 @@ def test_twenty_processes_on_a_cold_database_are_all_recorded(
     own = [row for row in rows if row.run_id != "shared"]
     assert all(row.metrics["loss"] == int(row.params["number"]) for row in own)
     assert {row.status for row in own} == {"FINISHED"}
-
-
-def test_what_one_process_holds_another_is_refused(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path))
-    with tracking.held(storage, "s", "Sweep 's'"):
-        with (
-            pytest.raises(RequestError, match="Sweep 's' is being worked on by another process"),
-            tracking.held(storage, "s", "Sweep 's'"),
-        ):
-            pass
-        with tracking.held(storage, "t", "Sweep 't'"):
-            pass
-    with tracking.held(storage, "s", "Sweep 's'"):
-        pass
 
 
 @pytest.mark.parametrize(

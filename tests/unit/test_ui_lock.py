@@ -1,6 +1,8 @@
-"""MLflow's server and our client must agree on the database, so their locks agree on MLflow."""
+"""The locks beside ours: pinned, without hosts, and MLflow's server of our client's version."""
 
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,13 +20,15 @@ def test_the_ui_has_the_mlflow_that_writes_the_database() -> None:
     assert theirs["mlflow"] == theirs["mlflow-skinny"] == ours["mlflow-skinny"], remedy
 
 
-def test_the_ui_lock_pins_everything_and_names_no_host() -> None:
-    assert all(version[:1].isdigit() for version in pins("requirements-ui.lock").values())
-    text = (ROOT / "requirements-ui.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements-ui.lock", "requirements-s3.lock"])
+def test_a_lock_pins_everything_and_names_no_host(name: str) -> None:
+    assert all(version[:1].isdigit() for version in pins(name).values())
+    text = (ROOT / name).read_text()
     assert "://" not in text
     assert "--index-url" not in text
 
 
-def test_neither_git_nor_ray_carries_the_uis_environment() -> None:
+@pytest.mark.parametrize("folder", [".venv-ui/", ".venv-s3/"])
+def test_neither_git_nor_ray_carries_the_environment(folder: str) -> None:
     for name in (".gitignore", ".rayignore"):
-        assert ".venv-ui/" in (ROOT / name).read_text().splitlines()
+        assert folder in (ROOT / name).read_text().splitlines()

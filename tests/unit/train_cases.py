@@ -4,14 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rayloop.config import AugmentConfig, ModelConfig, TrainConfig
 from rayloop.data.batches import ResidentFeed
 from rayloop.data.order import SampleOrder
-from rayloop.data.versions import Split
 from rayloop.models.classifier import ImageClassifier
 from rayloop.models.norm import with_ghost_norms
 from rayloop.models.zoo import build_classifier
@@ -20,9 +18,9 @@ from rayloop.train.evaluate import evaluate
 from rayloop.train.loop import Hooks, Outcome, Worker, run_loop
 from rayloop.train.optim import build_optimizer
 from rayloop.train.step import Stepper
+from tests.datasets import SHAPE, rows
 
 CPU = torch.device("cpu")
-SHAPE = (6, 6, 2)
 CONFIG = TrainConfig(
     epochs=2,
     global_batch_size=30,  # seven groups and two rows: no number of workers divides it
@@ -34,16 +32,6 @@ CONFIG = TrainConfig(
     augment=AugmentConfig(translate_px=1, erase_share=0.2),
 )
 DDP = replace(CONFIG, worker_invariant=False)
-
-
-def rows(count: int, seed: int = 0) -> Split:
-    """Images of three classes, told apart by their brightest third."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 3, count)
-    images = random.integers(0, 156, (count, *SHAPE), dtype=np.uint8)
-    for label in range(3):
-        images[labels == label, 2 * label : 2 * label + 2] += 100
-    return Split(images, labels, np.arange(count))
 
 
 TRAIN, VAL = rows(110), rows(23, seed=1)

@@ -1,8 +1,8 @@
 """The `rayloop` command: parse, call, print.
 
 rayloop up | down                       a local Ray with the right environment
-rayloop submit JOB PRESET [...]         run a job on it
-rayloop status                          what serves now: split, rates, errors, latency; and Ray
+rayloop submit JOB PRESET [...]         run a job on it, or on a cluster; rayloop stop NAME
+rayloop status                          nodes, jobs, what serves and how it does, what failed
 rayloop models                          versions, aliases, gates
 rayloop deploy MODEL[@alias|:version]   give it all traffic; serve until Ctrl-C if none does
 rayloop traffic show | set | history    which version answers whom: set champion=0.9 challenger=0.1
@@ -13,22 +13,20 @@ rayloop runs [show RUN | compare A B]   what was trained, newest first; --sweep 
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rayloop import cluster, logs
-from rayloop.cli import events, runs, status, traffic
+from rayloop.cli import events, local, runs, status, submit, traffic
 from rayloop.cli.running import servers
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import RegistryConfig
-from rayloop.errors import RayloopError, RequestError
+from rayloop.errors import RayloopError
 from rayloop.presets import load_preset
 from rayloop.registry.store import Registry, open_registry
 from rayloop.storage import Storage, home
@@ -46,6 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except RayloopError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(130) from None
     if result is not None:
         _show(result, as_json=chosen.json)
 
@@ -58,15 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in ("up", "down", "models"):
         commands.add_parser(name)
-    submit = commands.add_parser("submit", help="run jobs/JOB.py PRESET on the running Ray")
-    submit.add_argument("job")
-    submit.add_argument("preset")
     deploy = commands.add_parser(
         "deploy", help="give a version all traffic; serve until Ctrl-C if no server runs"
     )
     deploy.add_argument("model", help="MODEL, MODEL@alias or MODEL:version")
     deploy.add_argument("--url", default="", help="of the server; default: those of this root")
-    for room in (traffic, events, runs, status):
+    for room in (submit, traffic, events, runs, status):
         room.add_commands(commands)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
@@ -114,57 +112,6 @@ def split_reference(text: str) -> tuple[str, str]:
     return text, "@champion"
 
 
-def _up(_: argparse.Namespace, __: list[str]) -> None:
-    cluster.set_environment()
-    _ray("start", "--head", "--disable-usage-stats", f"--num-cpus={_offered()}")
-
-
-def _offered() -> int:
-    return cluster.offered_cpus(load_preset("laptop").cluster)
-
-
-def _down(_: argparse.Namespace, __: list[str]) -> None:
-    _ray("stop")
-
-
-def _status(chosen: argparse.Namespace, _: list[str]) -> None:
-    tables = status.served(chosen)
-    if chosen.json:
-        print(json.dumps(tables))
-        return
-    status.show(tables)
-    if not chosen.url:
-        _print_ray()
-
-
-def _print_ray() -> None:
-    """What a running Ray has; a line where none runs."""
-    command = Path(sys.executable).with_name("ray")
-    done = subprocess.run([str(command), "status"], capture_output=True, text=True, check=False)
-    print(done.stdout.strip() if done.returncode == 0 else "no Ray runs here: rayloop up")
-
-
-def _submit(chosen: argparse.Namespace, rest: list[str]) -> None:
-    script = Path("jobs") / f"{chosen.job}.py"
-    if not script.exists():  # jobs/select.py is a folder
-        known = ", ".join(sorted(path.stem for path in Path("jobs").glob("*.py")))
-        raise RequestError(
-            f"There is no {script}; the jobs here are {known or 'none'}. "
-            "Run it from the repository's root."
-        )
-    environment = json.dumps({"py_modules": ["platform/rayloop"]})
-    _ray(
-        "job", "submit", "--working-dir", ".", "--runtime-env-json", environment, "--",
-        "python", str(script), chosen.preset, *rest,
-    )  # fmt: skip
-
-
-def _ray(*words: str) -> None:
-    """Call Ray's own command beside this interpreter and end as it ends."""
-    command = Path(sys.executable).with_name("ray")
-    raise SystemExit(subprocess.run([str(command), *words], check=False).returncode)
-
-
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
@@ -179,9 +126,9 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 _COMMANDS = {
-    "up": _up,
-    "down": _down,
-    "status": _status,
+    "up": local.run_up,
+    "down": local.run_down,
+    "status": status.run_status,
     "models": _models,
     "traffic": traffic.run_traffic,
     "promote": traffic.run_promote,
@@ -189,5 +136,6 @@ _COMMANDS = {
     "events": events.run_events,
     "runs": runs.run_runs,
     "deploy": _deploy,
-    "submit": _submit,
+    "submit": submit.run_submit,
+    "stop": submit.run_stop,
 }

@@ -1,35 +1,86 @@
-"""`rayloop status`: what serves now, how it does, and what Ray has."""
+"""`rayloop status`: nodes, resources, jobs, what serves and how it does, what failed."""
 
 import argparse
+import contextlib
+import json
+import os
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import rich
+from rich.markup import escape
 from rich.table import Table
 
+from rayloop.cli import cluster_screen
 from rayloop.cli.running import ask, servers
+from rayloop.cli.submit import open_cluster
+from rayloop.clock import SYSTEM_CLOCK
+from rayloop.errors import RequestError
 from rayloop.serve.status import status_tables
 from rayloop.storage import Storage, home
+from rayloop.submit.address import ADDRESSES
 
 Document = dict[str, Any]
 
 
 def add_commands(commands: Any) -> None:
     """Add it to the parser."""
-    status = commands.add_parser("status", help="what serves now, with rates, errors and latency")
+    status = commands.add_parser(
+        "status", help="nodes, jobs, what serves and how it does, what failed"
+    )
     status.add_argument("--url", default="", help="of the server; default: those of this root")
+    status.add_argument("--address", default="", help="URL of the head's dashboard")
     status.add_argument(
         "--seconds", type=float, default=2.0, help="time over which rates are measured"
     )
 
 
-def served(chosen: argparse.Namespace) -> list[Document]:
+def run_status(chosen: argparse.Namespace, _: list[str]) -> None:
+    """Print the screen, or all of it as one JSON object."""
+    seen, told = (None, "") if chosen.url else cluster_seen(chosen)
+    tables = served(chosen, seen["urls"] if seen else [])
+    if chosen.json:
+        print(json.dumps({"cluster": seen, "servers": tables}))
+        return
+    if seen:
+        cluster_screen.show(seen)
+    elif told:
+        rich.print(told)
+    show(tables)
+
+
+def cluster_seen(chosen: argparse.Namespace) -> tuple[Document | None, str]:
+    """The cluster meant, or None and why there is none.
+
+    Raises:
+        RequestError: The one named with `--address` does not answer, or refuses the token.
+    """
+    from rayloop.submit.overview import overview  # noqa: PLC0415
+
+    try:
+        return overview(open_cluster(chosen.address), SYSTEM_CLOCK.now()), ""
+    except RequestError as error:
+        if chosen.address or any(os.environ.get(name) for name in ADDRESSES):
+            raise
+        return None, str(error)
+
+
+def served(chosen: argparse.Namespace, urls: Sequence[str] = ()) -> list[Document]:
     """The tables of every server that runs on this root.
+
+    Args:
+        chosen: The command line.
+        urls: Where a cluster serves; asked where no server has left a note under this root.
 
     Raises:
         RequestError: The server of `--url` does not answer.
     """
     found = servers(Storage(home()), chosen.url)
+    for url in [] if found else urls:
+        with contextlib.suppress(RequestError):
+            found = servers(Storage(home()), url)
+            break
     before = [ask(server.url) for server in found]
     start = time.monotonic()
     if found:
@@ -60,7 +111,11 @@ def show(tables: list[Document]) -> None:
         if one["haproxy_metrics_port"]:
             rich.print(f"  HAProxy's own metrics: 127.0.0.1:{one['haproxy_metrics_port']}/metrics")
         if header["refused_plan"]:
-            rich.print(f"  plan {header['refused_plan']} is refused: {header['refused_reason']}")
+            rich.print(
+                f"  plan {header['refused_plan']} is refused: {escape(header['refused_reason'])}"
+            )
+        if header["refused_limits"]:
+            rich.print(f"  new limits are refused: {escape(header['refused_limits'])}")
         for rows in (one["variants"], one["shadows"]):
             if rows:
                 _print(rows)

@@ -1,7 +1,6 @@
 """`rayloop traffic`, `promote`, `rollback` and `deploy`: which version answers whom."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,8 +71,8 @@ def steering(model: str, found: Sequence[Server] = ()) -> Steering:
     """
     storage = Storage(home())
     uri = next((server.tracking_uri for server in found if server.tracking_uri), "")
-    config = RegistryConfig(tracking_uri=uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
-    return Steering(storage, open_registry(storage, config, SYSTEM_CLOCK), model, SYSTEM_CLOCK)
+    registry = open_registry(storage, RegistryConfig(tracking_uri=uri), SYSTEM_CLOCK)
+    return Steering(storage, registry, model, SYSTEM_CLOCK)
 
 
 def run_traffic(chosen: argparse.Namespace, __: list[str]) -> Rows:

@@ -36,8 +36,8 @@ class SampleOrder:
         share: float = 1.0,
     ) -> None:
         self.unit = max(1, unit)
-        self._chosen = None if share >= 1 else _draw(num_rows)[: max(1, round(share * num_rows))]
-        self.num_rows = num_rows if self._chosen is None else len(self._chosen)
+        self._stored_rows = num_rows
+        self.num_rows = num_rows if share >= 1 else max(1, round(share * num_rows))
         self.global_batch_size = global_batch_size
         self.seed = seed
         self._epoch = -1
@@ -89,7 +89,8 @@ class SampleOrder:
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             order = generator.permutation(self.num_rows)
-            self._permutation = order if self._chosen is None else self._chosen[order]
+            is_whole = self.num_rows == self._stored_rows
+            self._permutation = order if is_whole else _draw(self._stored_rows)[order]
             self._epoch = epoch
         return self._permutation
 

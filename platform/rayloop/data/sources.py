@@ -7,7 +7,10 @@ split the source names, or empty) and either `pixels` (raw bytes of an array of 
 
 import hashlib
 import io
+import math
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,16 @@ from rayloop.data import fashion_mnist
 from rayloop.data.contract import RowContract, RowRefused, decode
 from rayloop.errors import Corrupt, DataMissing
 from rayloop.logs import stage_logger
-from rayloop.storage import Storage, home
+from rayloop.remote import open_files
+from rayloop.storage import home, is_local
 
 log = stage_logger("data")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ROWS_PER_BLOCK = 8192
+FOOTER_READERS = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
+FILES_PER_FOOTER_READER = 100
+MOST_FOOTER_READERS = 32
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_NAMES = (
     "airplane",
@@ -73,7 +80,7 @@ def open_source(config: DataConfig) -> RawSource:
 
 def _downloads() -> Path:
     root = home()
-    return Path(root if Storage(root).is_local else ".rayloop").resolve() / "downloads"
+    return Path(root if is_local(root) else ".rayloop").resolve() / "downloads"
 
 
 def _fashion_mnist(_: DataConfig) -> RawSource:
@@ -217,7 +224,8 @@ def _read_file(files_system: pafs.FileSystem, path: str) -> bytes:
 def _parquet(config: DataConfig) -> RawSource:
     """Columns `image` (encoded bytes, a struct with `bytes`, or numbers) and `label`; `split`."""
     files_system, root = _locate(config.path)
-    rows = ray.data.read_parquet(root, filesystem=files_system)
+    with _footer_readers(files_system, root):
+        rows = ray.data.read_parquet(root, filesystem=files_system)
     names = rows.schema().names
     if not {"image", "label"} <= set(names):
         raise DataMissing(
@@ -228,6 +236,27 @@ def _parquet(config: DataConfig) -> RawSource:
     head: pa.Table = rows.take_batch(64, batch_format="pyarrow")
     first = head["content"].to_pylist()
     return RawSource(rows, _contract_of_first(config, iter(first), labels))
+
+
+@contextmanager
+def _footer_readers(files_system: pafs.FileSystem, root: str) -> Iterator[None]:
+    """As many processes that read files' footers as there is work for; a user's number stays.
+
+    Ray starts 32 for every pass over the data, each of which costs two seconds of CPU time before
+    it reads anything, even where there is a single file.
+    """
+    if FOOTER_READERS in os.environ:
+        yield
+        return
+    is_file = files_system.get_file_info(root).type == pafs.FileType.File
+    inside = pafs.FileSelector(root, recursive=True)
+    num_files = 1 if is_file else len(files_system.get_file_info(inside))
+    wanted = max(1, min(MOST_FOOTER_READERS, math.ceil(num_files / FILES_PER_FOOTER_READER)))
+    os.environ[FOOTER_READERS] = str(wanted)
+    try:
+        yield
+    finally:
+        del os.environ[FOOTER_READERS]
 
 
 def _labels_that_occur(rows: ray.data.Dataset) -> tuple[str, ...]:
@@ -320,8 +349,8 @@ def _contract_of_first(
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    if not is_local(path):
+        return open_files(path)
     if not Path(path).exists():
         raise DataMissing(f"data.path={path} does not exist; give an existing folder or file.")
     return pafs.LocalFileSystem(), str(Path(path).resolve())

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayloop.errors import Corrupt, DataMissing
+from rayloop.node_cache import drop, local_copy
 from rayloop.storage import Storage
 
 SPLITS = ("train", "val", "test")
@@ -211,27 +212,38 @@ def decode_table(source: pa.NativeFile | pa.Buffer) -> tuple[npt.NDArray[Any], n
 
 
 def read_shard(storage: Storage, shard: Shard, verify: bool = True) -> tuple[Any, Any]:
-    """Images and labels of one shard, memory-mapped where the storage is a local folder.
+    """Images and labels of one shard, memory-mapped: where it lies, or as a copy on this node.
 
     Raises:
         DataMissing: The file is gone.
         Corrupt: The bytes do not match the manifest.
     """
+    source = _bytes_of(storage, shard)
+    is_good = not verify or hashlib.sha256(source).hexdigest() == shard.sha256
+    if not is_good and not storage.is_local:  # the copy may be what is damaged
+        drop(shard.sha256)
+        source = pa.py_buffer(storage.read(shard.path))
+        is_good = hashlib.sha256(source).hexdigest() == shard.sha256
+    if not is_good:
+        raise Corrupt(
+            f"{storage.path(shard.path)} does not match the digest in its manifest: the file was "
+            "truncated or changed. Remove its version folder and prepare the data again."
+        )
+    return decode_table(source)
+
+
+def _bytes_of(storage: Storage, shard: Shard) -> pa.Buffer:
     local = storage.local_path(shard.path)
     if local is not None and not local.is_file():
         raise DataMissing(
             f"{local} is named in the manifest and is missing; remove its version folder and "
             "prepare the data again."
         )
-    source = (
-        pa.memory_map(str(local)).read_buffer() if local else pa.py_buffer(storage.read(shard.path))
-    )
-    if verify and hashlib.sha256(source).hexdigest() != shard.sha256:
-        raise Corrupt(
-            f"{storage.path(shard.path)} does not match the digest in its manifest: the file was "
-            "truncated or changed. Remove its version folder and prepare the data again."
-        )
-    return decode_table(source)
+    if local is None:
+        local = local_copy(storage, shard.path, shard.sha256, shard.size_bytes)
+    if local is None:
+        return pa.py_buffer(storage.read(shard.path))
+    return pa.memory_map(str(local)).read_buffer()
 
 
 def read_split(storage: Storage, dataset: DatasetVersion, split: str) -> Split:

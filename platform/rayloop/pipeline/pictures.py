@@ -13,7 +13,7 @@ from PIL import Image
 
 from rayloop.drawing import COLORS, Picture, in_both_looks, plain_numbers, to_png
 from rayloop.quantize.result import MethodRow
-from rayloop.select.front import pareto_front
+from rayloop.tune.front import pareto_front
 
 Images = npt.NDArray[np.uint8]
 

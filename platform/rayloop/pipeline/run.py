@@ -1,6 +1,7 @@
 """A configuration -> every stage in order -> a summary, and the evidence for the report."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,13 +20,14 @@ from rayloop.data.transforms import augment, choose
 from rayloop.data.versions import DatasetVersion, Split, read_split
 from rayloop.errors import GateRefused, WorkError
 from rayloop.logs import stage_logger
-from rayloop.pipeline.report import Evidence, write_report
+from rayloop.pipeline.report import Evidence, render, write_report
 from rayloop.quantize.result import QuantizeResult, quantize_folder
 from rayloop.quantize.run import quantize
 from rayloop.registry.register import Registered, register
 from rayloop.serve.client import TrafficReport, send_images
 from rayloop.serve.run import choose_port, serving
 from rayloop.storage import Storage
+from rayloop.submit.arrival import SUBMITTED
 from rayloop.tracking import Tracker
 from rayloop.train.claim import new_run_id
 from rayloop.train.result import TrainResult
@@ -53,12 +55,15 @@ class Stopwatch:
         self.seconds[name] = round(self.clock.monotonic() - before, 2)
 
 
-def run_pipeline(config: Config, storage: Storage, clock: Clock = SYSTEM_CLOCK) -> dict[str, Any]:
+def run_pipeline(
+    config: Config, storage: Storage, tracker: Tracker, clock: Clock = SYSTEM_CLOCK
+) -> dict[str, Any]:
     """Run all stages on the connected cluster, write the report, and give the last line.
 
     Args:
         config: All settings; the run id names the training run.
         storage: The root.
+        tracker: Where the run is tracked, on the driver only.
         clock: For names and times.
 
     Raises:
@@ -72,7 +77,7 @@ def run_pipeline(config: Config, storage: Storage, clock: Clock = SYSTEM_CLOCK) 
     with watch.stage("prepare data"):
         dataset = prepare(config.data, storage, clock).dataset
     with watch.stage("train"):
-        trained = train(config, storage, Tracker(storage, config.registry.tracking_uri), clock)
+        trained = train(config, storage, tracker, clock)
     with watch.stage("quantize"):
         quantized = quantize(storage, config.quantize, config.run_id)
     if not quantized.passed:
@@ -87,11 +92,15 @@ def run_pipeline(config: Config, storage: Storage, clock: Clock = SYSTEM_CLOCK) 
     summary = _summary(config, dataset, trained, quantized, registered, served)
     summary["seconds_by_stage"] = watch.seconds
     summary["seconds"] = round(sum(watch.seconds.values()), 1)
-    report = Path(config.pipeline.report)
-    write_report(
-        report, _evidence(config, storage, dataset, trained, quantized, registered, served, summary)
-    )
-    summary["report"] = str(report)
+    evidence = _evidence(config, storage, dataset, trained, quantized, registered, served, summary)
+    report = config.pipeline.report
+    if SUBMITTED in os.environ and not Path(report).is_absolute():
+        report = f"runs/{config.run_id}/report.html"  # the working folder goes away with the job
+        storage.write(report, render(evidence).encode())
+        report = storage.path(report)
+    else:
+        write_report(Path(report), evidence)
+    summary["report"] = report
     if served is not None and (served["different_answers"] or served["failed_requests"]):
         raise WorkError(
             f"{served['different_answers']} of {served['served_requests']} answers differ from the "

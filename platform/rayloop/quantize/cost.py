@@ -11,13 +11,13 @@ from pathlib import Path
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.config import Config, digest_of
 from rayloop.data.versions import open_version, read_split
+from rayloop.locks import exclusive
 from rayloop.quantize.compare import measure_latency
 from rayloop.quantize.cpu import cpu_features, needs_reduced_range
 from rayloop.quantize.export import export_onnx
 from rayloop.quantize.methods import StaticQuantizer, calibration_rows
 from rayloop.quantize.session import open_session
 from rayloop.storage import Storage
-from rayloop.tracking import exclusive
 from rayloop.train.start import initial_model
 
 CALIBRATION_ROWS = 64

@@ -6,9 +6,10 @@ from typing import Any, Literal
 from rayloop.clock import Clock, iso_utc
 from rayloop.config import RegistryConfig
 from rayloop.errors import DataMissing, RequestError
+from rayloop.locks import exclusive
 from rayloop.registry.release import RECORD_FILE, release_folder
 from rayloop.storage import Storage
-from rayloop.tracking import exclusive, open_client
+from rayloop.tracking_client import open_client
 
 Alias = Literal["champion", "challenger", "shadow", "previous"]
 CHAMPION: Alias = "champion"

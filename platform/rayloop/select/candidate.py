@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rayloop.select.front import Best, pareto_front
+from rayloop.tune.front import Best, pareto_front
 
 Aim = Literal["accuracy", "latency", "throughput", "bytes"]
 

@@ -18,7 +18,7 @@ from rayloop.config import SelectConfig
 from rayloop.drawing import COLORS, look, to_png
 from rayloop.select.candidate import AIMS, Aim, Candidate, short_names
 from rayloop.select.choice import limits_of
-from rayloop.select.front import pareto_front
+from rayloop.tune.front import pareto_front
 
 PANELS: dict[Aim, str] = {
     "latency": "median latency of one row, ms",

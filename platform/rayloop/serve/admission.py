@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from rayloop.config import ServeConfig
+
 INFLIGHT_BODIES = 4
 """Bodies of the largest size that may be held at once; more small ones fit."""
 
@@ -37,6 +39,11 @@ class Limits:
 
     max_queued_rows: int
     """Rows that may wait."""
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> "Limits":
+        """Those of the serving settings."""
+        return cls(max_body_bytes=config.max_body_bytes, max_queued_rows=config.max_queued_rows)
 
     @property
     def max_inflight_bytes(self) -> int:

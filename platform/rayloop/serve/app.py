@@ -13,18 +13,22 @@ from ray.serve import Application
 from rayloop import logs
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import EventsConfig, RegistryConfig, ServeConfig, digest_of
+from rayloop.errors import ConfigError
 from rayloop.serve.catalog import Catalog, Document
 from rayloop.serve.events.recorder import Recorder
 from rayloop.serve.grpc_app import GrpcApp
 from rayloop.serve.grpc_server import hosted_by_serve, is_private, own_server, serve_here
 from rayloop.serve.http import InferenceApp
 from rayloop.serve.lane import open_lane
+from rayloop.serve.limits import LIVE, with_limits
 from rayloop.serve.options import deployment_options
 from rayloop.serve.repository import Repository, nobody_else
 from rayloop.serve.service import ModelService
 from rayloop.serve.snapshot import snapshot
 from rayloop.serve.traffic.follow import PlanFollower
 from rayloop.storage import Storage
+
+log = logs.stage_logger("serve")
 
 Loader = Callable[[ServeConfig], ModelService]
 
@@ -66,9 +70,13 @@ class Classifier:
         self._follower = PlanFollower(
             self._service, self._repository, config.plan_poll_s, SYSTEM_CLOCK
         )
+        self._grpc_app: GrpcApp | None = None
+        self._app: InferenceApp | None = None
+        self._refused_limits = ""
         self._following = asyncio.get_running_loop().create_task(self._follower.run())
         hosted = hosted_by_serve()
         grpc_app = GrpcApp(self._catalog, config, local_only=hosted and is_private(config.host))
+        self._grpc_app = grpc_app
         self._grpc_server: Any = None
         if hosted:
             serve_here(grpc_app)
@@ -79,9 +87,27 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application; Serve's name for the hook it calls after the constructor."""
-        app = InferenceApp(self._service, self._config, self._catalog, self._farewell)
-        open_lane(app)
-        return app
+        self._app = InferenceApp(self._service, self._catalog.config, self._catalog, self._farewell)
+        open_lane(self._app)
+        return self._app
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Go on with other limits; Serve calls it when `user_config` of the deployment changes.
+
+        What cannot be is refused and told in the log and by `rayloop status`; an exception here
+        would end the replica.
+        """
+        try:
+            config = with_limits(self._config, user_config)
+        except ConfigError as error:
+            self._refused_limits = str(error)
+            log.error("the limits stay as they are: %s", error)
+            return
+        self._refused_limits = ""
+        self._catalog.config = config
+        for limited in (self._service, self._grpc_app, self._app):
+            if limited is not None:
+                limited.limit(config)
 
     async def change_version(self, verb: str, version: str) -> None:
         """Load or unload a version in this replica; called by the one a client asked."""
@@ -93,7 +119,9 @@ class Classifier:
 
     async def own_snapshot(self) -> Document:
         """State of this replica; called by the one a client asked."""
-        return snapshot(self._service, self._follower, self._replica)
+        own = snapshot(self._service, self._follower, self._replica)
+        limits = {name: getattr(self._catalog.config, name) for name in LIVE}
+        return own | {"limits": limits, "refused_limits": self._refused_limits}
 
     async def flush_events(self, prediction_id: str) -> None:
         """Write a prediction's event, if it waits here; called by the replica a client asked."""

@@ -123,8 +123,7 @@ class Batcher:
         max_queued_rows: int,
     ) -> None:
         self._max_batch_rows = max_batch_rows
-        self._max_wait_s = max_wait_s
-        self._max_queued_rows = max_queued_rows
+        self.limit(max_wait_s, max_queued_rows)
         self._loop: asyncio.AbstractEventLoop
         self._levels: tuple[deque[_Piece], ...] = tuple(deque() for _ in range(PRIORITY_LEVELS))
         self._waiting = [0] * PRIORITY_LEVELS
@@ -138,6 +137,11 @@ class Batcher:
         self.counts = BatcherCounts()
         self.statistics = VersionStatistics()
         self._engine = EngineThread(predict, self._take, self._tell)
+
+    def limit(self, max_wait_s: float, max_queued_rows: int) -> None:
+        """Change how long a batch waits for company, and how much may wait; rows that wait stay."""
+        self._max_wait_s = max_wait_s
+        self._max_queued_rows = max_queued_rows
 
     @property
     def queued_rows(self) -> int:

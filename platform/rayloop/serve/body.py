@@ -38,7 +38,7 @@ class BodyGate:
         queued_rows: Callable[[], int],
         wait_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._queued_rows = queued_rows
         self._wait_s = wait_s
         self.inflight_bytes = 0
@@ -54,7 +54,7 @@ class BodyGate:
             ProtocolError: 400, 413 or 429.
         """
         decision = admit(
-            self._limits,
+            self.limits,
             queued_rows=self._queued_rows(),
             inflight_bytes=self.inflight_bytes,
             content_length=content_length,
@@ -67,7 +67,7 @@ class BodyGate:
     @contextmanager
     def holding(self) -> Iterator["HeldBody"]:
         """Count a body for as long as it is held."""
-        held = HeldBody(self, self._limits)
+        held = HeldBody(self, self.limits)
         try:
             yield held
         finally:

@@ -74,12 +74,14 @@ class GrpcApp:
         self._service = catalog.service
         self._config = config
         self._local_only = local_only
-        limits = Limits(
-            max_body_bytes=config.max_body_bytes, max_queued_rows=config.max_queued_rows
-        )
         self._gate = BodyGate(
-            limits, lambda: self._service.queued_rows, lambda: self._service.wait_s
+            Limits.of(config), lambda: self._service.queued_rows, lambda: self._service.wait_s
         )
+
+    def limit(self, config: ServeConfig) -> None:
+        """Let in what other limits allow; bodies that are being read keep theirs."""
+        self._config = config
+        self._gate.limits = Limits.of(config)
 
     def handlers(self) -> Any:
         """The service as a generic handler for a `grpc.aio` server."""

@@ -60,12 +60,16 @@ class InferenceApp:
         self._config = config
         self._catalog = catalog or Catalog(service, config)
         self._on_close = on_close
-        limits = Limits(
-            max_body_bytes=config.max_body_bytes, max_queued_rows=config.max_queued_rows
+        self._gate = BodyGate(
+            Limits.of(config), lambda: service.queued_rows, lambda: service.wait_s
         )
-        self._gate = BodyGate(limits, lambda: service.queued_rows, lambda: service.wait_s)
         self._known = KnownHeads()
         self._inflating = asyncio.Semaphore(INFLATING_AT_ONCE)
+
+    def limit(self, config: ServeConfig) -> None:
+        """Let in what other limits allow; bodies that are being read keep theirs."""
+        self._config = config
+        self._gate.limits = Limits.of(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope; nothing but cancellation leaves it as an exception."""

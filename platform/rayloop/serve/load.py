@@ -239,6 +239,10 @@ class RegistryShelf:
         engine, spec = load_engine(self._storage, self._model, version, self._config)
         return make_variant(f"version-{version}", engine, spec, self._config)
 
+    def limit(self, config: ServeConfig) -> None:
+        """Load with other limits from now on."""
+        self._config = config
+
     def release(self, version: str) -> None:
         """Nothing: the version was in this process alone."""
 

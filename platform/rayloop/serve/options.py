@@ -21,18 +21,7 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
     Raises:
         ConfigError: Settings contradict each other.
     """
-    if config.max_rows_per_request > config.max_queued_rows:
-        raise ConfigError(
-            f"serve.max_rows_per_request={config.max_rows_per_request} is above "
-            f"serve.max_queued_rows={config.max_queued_rows}: such a request could never be "
-            "accepted. Lower the first or raise the second."
-        )
-    if config.max_batch_wait_ms >= config.default_timeout_ms:
-        raise ConfigError(
-            f"serve.max_batch_wait_ms={config.max_batch_wait_ms} is not below "
-            f"serve.default_timeout_ms={config.default_timeout_ms}: requests would time out while "
-            "they wait for company."
-        )
+    refuse_contradictions(config)
     options: dict[str, Any] = {
         "name": "classifier",
         "ray_actor_options": _resources(config),
@@ -56,6 +45,26 @@ def deployment_options(config: ServeConfig) -> dict[str, Any]:
     if config.max_replicas == 1:  # an update of the only one starts the new one before
         options["max_surge_percent"] = 100
     return options
+
+
+def refuse_contradictions(config: ServeConfig) -> None:
+    """Check settings against each other.
+
+    Raises:
+        ConfigError: The message names both.
+    """
+    if config.max_rows_per_request > config.max_queued_rows:
+        raise ConfigError(
+            f"serve.max_rows_per_request={config.max_rows_per_request} is above "
+            f"serve.max_queued_rows={config.max_queued_rows}: such a request could never be "
+            "accepted. Lower the first or raise the second."
+        )
+    if config.max_batch_wait_ms >= config.default_timeout_ms:
+        raise ConfigError(
+            f"serve.max_batch_wait_ms={config.max_batch_wait_ms} is not below "
+            f"serve.default_timeout_ms={config.default_timeout_ms}: requests would time out while "
+            "they wait for company."
+        )
 
 
 def _resources(config: ServeConfig) -> dict[str, float]:

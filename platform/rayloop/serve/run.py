@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import sys
 import time
 import urllib.error
@@ -20,13 +19,14 @@ from ray.serve import Application
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.config import EventsConfig, RegistryConfig, ServeConfig
 from rayloop.errors import DoesNotFit, RequestError, WorkError
-from rayloop.haproxy import port_is_free
 from rayloop.logs import stage_logger
+from rayloop.ports import free_port, port_is_free
 from rayloop.serve.app import build_app
 from rayloop.serve.grpc_server import ATTACH, hosted_by_serve
 from rayloop.serve.load import notes_folder
 from rayloop.serve.options import failure_reason
 from rayloop.storage import Storage
+from rayloop.tracking_client import configured_uri
 
 log = stage_logger("serve")
 
@@ -72,6 +72,7 @@ def serving(
         RequestError: A port is in use, the version is missing, or the replicas do not fit.
         WorkError: The replicas failed to start.
     """
+    registry = replace(registry, tracking_uri=configured_uri(registry.tracking_uri))
     port = choose_port(config)
     config = replace(config, grpc_port=choose_grpc_port(config, port))
     check_room(config)
@@ -171,13 +172,6 @@ def choose_grpc_port(config: ServeConfig, taken: int) -> int:
     while (found := free_port(config.host)) == taken:
         continue
     return found
-
-
-def free_port(host: str) -> int:
-    """A port that is free now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def grpc_options(grpc_port: int) -> dict[str, object] | None:

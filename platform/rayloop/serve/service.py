@@ -62,7 +62,6 @@ class ModelService:
         shelf: Shelf | None = None,
     ) -> None:
         self._loaded = {variant.spec.version: variant for variant in loaded}
-        self._config = config
         self._clock = clock
         self._new_id = new_id
         self.memory = memory
@@ -80,6 +79,12 @@ class ModelService:
         self.plan = plan
         self.second_opinion = SecondOpinion(plan.low_confidence)
         self._name_variants()
+
+    def limit(self, config: ServeConfig) -> None:
+        """Go on with other limits, also in versions that are loaded later."""
+        self.shelf.limit(config)
+        for variant in self._loaded.values():
+            variant.batcher.limit(config.max_batch_wait_ms / 1000, config.max_queued_rows)
 
     @property
     def queued_rows(self) -> int:

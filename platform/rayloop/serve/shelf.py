@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from rayloop.config import ServeConfig
 from rayloop.serve.protocol.error import ProtocolError
 from rayloop.serve.shadow.shadow import Shadow
 from rayloop.serve.traffic.plan import TrafficPlan
@@ -33,6 +34,10 @@ class Shelf(Protocol):
         Raises:
             RequestError: There is no such version, or it is damaged.
         """
+        ...
+
+    def limit(self, config: ServeConfig) -> None:
+        """Load with other limits from now on."""
         ...
 
     def release(self, version: str) -> None:
@@ -66,6 +71,9 @@ class EmptyShelf:
             ProtocolError: 404.
         """
         raise ProtocolError(404, f"Version {version!r} is in no registry this server knows.")
+
+    def limit(self, config: ServeConfig) -> None:
+        """Nothing is loaded with them."""
 
     def release(self, version: str) -> None:
         """Nothing to let go of."""

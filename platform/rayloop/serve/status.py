@@ -54,6 +54,7 @@ def _header(after: list[Document], seconds: float) -> Document:
         "ready": sum(snapshot["ready"] for snapshot in after),
         "refused_plan": refused["refused_plan"] or None,
         "refused_reason": refused["refused_reason"],
+        "refused_limits": next((s["refused_limits"] for s in after if s.get("refused_limits")), ""),
         "ongoing": sum(snapshot["ongoing"] for snapshot in after),
         "pending_rows": _total(after, "versions", "pending_rows"),
         "events_written": sum(s["events"].get("written_rows", 0) for s in after),

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
-from rayloop.config import Config, to_dict
+from rayloop.config import Config
 from rayloop.data.batches import ResidentFeed
 from rayloop.data.versions import DatasetVersion, Split
 from rayloop.errors import DataMissing
-from rayloop.models.classifier import count_parameters
 from rayloop.storage import Storage
 from rayloop.train.checkpoint import (
     Checkpoint,
     CheckpointWriter,
     checkpoint_digest,
-    checkpoint_paths,
     is_due,
     newest_good,
     refuse_foreign_state,
@@ -30,7 +28,7 @@ from rayloop.train.checkpoint import (
 )
 from rayloop.train.claim import claim_run, run_digest
 from rayloop.train.loop import Hooks, Outcome, Record, Worker, run_loop
-from rayloop.train.result import TrainResult, load_result, save_result
+from rayloop.train.result import TrainResult, facts_of, load_result, save_result
 from rayloop.train.start import initial_model, manifest_about, order_of, refuse_useless
 from rayloop.train.watchdog import Phase
 
@@ -163,38 +161,19 @@ def _result(
     outcome: Outcome,
     start: Checkpoint | None,
 ) -> TrainResult:
-    ledger, causes = outcome.ledger, outcome.ledger.causes()
-    trained_s = ledger.seconds["step"] + ledger.seconds["data_wait"]
-    images = outcome.steps_done_here * config.train.global_batch_size
+    causes = outcome.ledger.causes()
     return TrainResult(
-        run_id=config.run_id,
-        checkpoint=checkpoint_paths(storage, config.run_id)[-1],
+        **facts_of(config, dataset, outcome.model, storage),
+        **outcome.figures(config.train.global_batch_size),
         checkpoint_digest=checkpoint_digest(outcome.model),
-        model_name=config.model.name,
-        num_parameters=count_parameters(outcome.model),
-        dataset_name=dataset.name,
-        dataset_version=dataset.version,
-        dataset_digest=dataset.digest,
-        class_names=dataset.class_names,
-        shape=dataset.shape,
-        pixel_mean=dataset.pixel_mean,
-        pixel_std=dataset.pixel_std,
         val_accuracy=outcome.history[-1]["val_accuracy"],
         test_accuracy=None,
         floor_accuracy=None,
-        steps=outcome.num_steps,
-        images_per_second=round(images / trained_s, 1) if images else 0.0,
-        data_wait_share=round(ledger.data_wait_share, 5),
         mfu=None,
         goodput=round(causes.get("step", 0.0) / max(1e-9, sum(causes.values())), 4),
-        step_ms=ledger.step_percentiles_ms(),
         seconds=0.0,
-        precision=outcome.precision,
         feed="resident",
         num_workers=1,
         resumed_at_step=start.step if start else 0,
-        history=outcome.history,
         ledger_s={cause: round(spent, 3) for cause, spent in causes.items()},
-        config=to_dict(config),
-        config_digest=run_digest(config),
     )

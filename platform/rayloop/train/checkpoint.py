@@ -41,6 +41,9 @@ FIRST_SAVE_AFTER_S = 5.0
 MTBF_S = 3600.0
 """Assumed mean time between failures: a busy machine's, or a spot node's, on a bad day."""
 
+MANIFEST = "manifest.json"
+"""The marker of a checkpoint's folder: written last."""
+
 MUST_MATCH = ("config_digest", "dataset_digest")
 """What a manifest and the run that goes on from it must agree on."""
 
@@ -92,7 +95,7 @@ def save_checkpoint(
         with storage.staging(path, state_bytes(state)) as folder:
             sha256 = write_state(folder / "state.pt", state)
             manifest = {**about, "step": step, "sha256": sha256}
-            (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+            (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
     except StorageFull as error:
         before = checkpoint_paths(storage, run_id)
         kept = f"The last checkpoint, {storage.path(before[-1])}, is kept." if before else (
@@ -108,7 +111,17 @@ def checkpoints_folder(run_id: str) -> str:
 
 
 def checkpoint_paths(storage: Storage, run_id: str) -> list[str]:
-    """A run's checkpoints, oldest first and not verified; other names in the folder are none."""
+    """A run's checkpoints, oldest first and not verified; other names in the folder are none.
+
+    Nor are those on an object store whose upload was cut off before the manifest.
+    """
+    paths = _paths(storage, run_id)
+    if storage.is_local:
+        return paths
+    return [path for path in paths if storage.exists(f"{path}/{MANIFEST}")]
+
+
+def _paths(storage: Storage, run_id: str) -> list[str]:
     folder = checkpoints_folder(run_id)
     steps = (_step_of(name) for name in storage.names(folder))
     return [f"{folder}/{_name(step)}" for step in sorted(s for s in steps if s is not None)]
@@ -142,7 +155,7 @@ def load_checkpoint(storage: Storage, path: str) -> Checkpoint:
     """
     where = f"Checkpoint {storage.path(path)}"
     try:
-        manifest = verified_manifest(storage.read(f"{path}/manifest.json"), where)
+        manifest = verified_manifest(storage.read(f"{path}/{MANIFEST}"), where)
         content = storage.read(f"{path}/state.pt")
     except DataMissing:
         raise Corrupt(f"{where} is not whole: a file is missing.") from None
@@ -338,8 +351,11 @@ def _remove_old(storage: Storage, run_id: str, step: int, keep: int) -> None:
     folder = checkpoints_folder(run_id)
     mine = f"{folder}/{_name(step)}"
     paths = checkpoint_paths(storage, run_id)
-    for path in paths[: paths.index(mine) + 1][:-keep]:
-        storage.remove(path)
+    kept = paths[: paths.index(mine) + 1][-keep:]
+    all_paths = _paths(storage, run_id)
+    for path in all_paths[: all_paths.index(mine)]:
+        if path not in kept:
+            storage.remove(path)
     local = storage.local_path(folder)
     for left in local.glob(".step-*") if local else ():
         shutil.rmtree(left)

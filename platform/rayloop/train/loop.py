@@ -61,6 +61,19 @@ class Outcome:
     num_steps: int
     steps_done_here: int = 0
 
+    def figures(self, global_batch_size: int) -> dict[str, Any]:
+        """What a run's record says of the loop; rates are those of this session."""
+        trained_s = self.ledger.seconds["step"] + self.ledger.seconds["data_wait"]
+        images = self.steps_done_here * global_batch_size
+        return {
+            "history": self.history,
+            "steps": self.num_steps,
+            "precision": self.precision,
+            "images_per_second": round(images / trained_s, 1) if images else 0.0,
+            "data_wait_share": round(self.ledger.data_wait_share, 5),
+            "step_ms": self.ledger.step_percentiles_ms(),
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:

@@ -3,12 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rayloop.config import ModelConfig
+from rayloop.config import Config, ModelConfig, to_dict
+from rayloop.data.versions import DatasetVersion
 from rayloop.errors import Corrupt, DataMissing
-from rayloop.models.classifier import ImageClassifier
+from rayloop.models.classifier import ImageClassifier, count_parameters
 from rayloop.models.zoo import build_classifier
 from rayloop.storage import Storage
-from rayloop.train.checkpoint import load_checkpoint
+from rayloop.train.checkpoint import checkpoint_paths, load_checkpoint
+from rayloop.train.claim import run_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,27 @@ class TrainResult:
         """What the train job prints: everything but the long parts."""
         long = ("history", "config", "class_names")
         return {name: value for name, value in asdict(self).items() if name not in long}
+
+
+def facts_of(
+    config: Config, dataset: DatasetVersion, model: ImageClassifier, storage: Storage
+) -> dict[str, Any]:
+    """What a run's record says of its settings, its data and its newest checkpoint."""
+    return {
+        "run_id": config.run_id,
+        "checkpoint": checkpoint_paths(storage, config.run_id)[-1],
+        "model_name": config.model.name,
+        "num_parameters": count_parameters(model),
+        "dataset_name": dataset.name,
+        "dataset_version": dataset.version,
+        "dataset_digest": dataset.digest,
+        "class_names": dataset.class_names,
+        "shape": dataset.shape,
+        "pixel_mean": dataset.pixel_mean,
+        "pixel_std": dataset.pixel_std,
+        "config": to_dict(config),
+        "config_digest": run_digest(config),
+    }
 
 
 def save_result(storage: Storage, result: TrainResult, newest: bool = True) -> None:

@@ -13,6 +13,8 @@ from rayloop.errors import ConfigError, RequestError
 from rayloop.models.classifier import ImageClassifier
 from rayloop.models.norm import has_batch_norm
 from rayloop.models.zoo import build_classifier
+from rayloop.storage import Storage
+from rayloop.tracking import TrackedDataset
 
 
 def initial_model(config: Config, dataset: DatasetVersion) -> ImageClassifier:
@@ -60,6 +62,12 @@ def refuse_useless(config: Config, dataset: DatasetVersion, model: ImageClassifi
             "on the number of workers. Use a divisor, as in --train.norm_group_rows "
             f"{math.gcd(train.norm_group_rows, train.batch_size_per_worker)}."
         )
+
+
+def tracked(dataset: DatasetVersion, storage: Storage) -> TrackedDataset:
+    """The dataset version as the tracking database has it."""
+    folder = storage.path(dataset.folder)
+    return TrackedDataset(dataset.name, dataset.version, dataset.digest, folder)
 
 
 def manifest_about(config_digest: str, dataset: DatasetVersion) -> dict[str, str]:

@@ -23,7 +23,7 @@ from rayloop.data.batches import Feed, ResidentFeed
 from rayloop.data.feed import StreamFeed
 from rayloop.data.order import SampleOrder
 from rayloop.data.versions import DatasetVersion, Split
-from rayloop.errors import Diverged, RayloopError
+from rayloop.errors import Diverged, RayloopError, StorageUnreachable
 from rayloop.models.classifier import ImageClassifier
 from rayloop.storage import Storage
 from rayloop.train.account import (
@@ -84,9 +84,9 @@ class WorkerTask:
 def train_worker(settings: dict[str, WorkerTask]) -> dict[str, Any] | None:
     """Run one worker to the end of training; rank 0 returns the summary, or a final error.
 
-    An error of rayloop's own would come again at every restart. All workers meet a diverged loss
-    at the same step and return; any other is left on the board, where the restarted workers find it
-    and return too.
+    An error of rayloop's own would come again at every restart, but for a server's silence. All
+    workers meet a diverged loss at the same step and return; any other is left on the board, where
+    the restarted workers find it and return too.
     """
     task = settings["task"]
     final: RayloopError | None = ray.get(task.board.final_error.remote())
@@ -96,6 +96,8 @@ def train_worker(settings: dict[str, WorkerTask]) -> dict[str, Any] | None:
         return _train(task)
     except Diverged as error:
         return {"error": error}
+    except StorageUnreachable:
+        raise  # it may answer when the workers have started again
     except RayloopError as error:
         ray.get(task.board.set_final_error.remote(error))
         raise
@@ -262,21 +264,14 @@ def _summary(
     if worker.rank != 0:
         return {}
     task.board.note.remote(outcome.num_steps, ledger.causes())
-    trained_s = ledger.seconds["step"] + ledger.seconds["data_wait"]
-    images = outcome.steps_done_here * config.train.global_batch_size
-    rate = images / trained_s if images else 0.0
+    figures = outcome.figures(config.train.global_batch_size)
     return {
+        **figures,
         "checkpoint_digest": checkpoint_digest(model),
         "test_accuracy": accuracy,
         "test_accuracy_flip": accuracy_flip,
-        "history": outcome.history,
-        "steps": outcome.num_steps,
-        "precision": outcome.precision,
         "num_workers": worker.world_size,
-        "images_per_second": round(rate, 1),
-        "data_wait_share": round(ledger.data_wait_share, 5),
-        **_use_of_hardware(task, outcome, worker, rate),
-        "step_ms": ledger.step_percentiles_ms(),
+        **_use_of_hardware(task, outcome, worker, figures["images_per_second"]),
     }
 
 

@@ -1,8 +1,8 @@
 """News of a sweep's trials -> a progress bar on a terminal, and plain lines."""
 
 import sys
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -16,7 +16,7 @@ log = stage_logger("tune")
 
 
 class Progress:
-    """Shows each trial as it ends; a context that owns the bar."""
+    """Shows each trial as it ends."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -28,20 +28,16 @@ class Progress:
             )  # fmt: skip
             self._bar = Bar(*columns, console=Console(stderr=True))
 
-    def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
-            self._bar.add_task("sweep", total=self._sweep.num_trials, completed=self._num_over())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the bar as long as the block runs."""
+        if self._bar is None:
+            yield
+            return
+        with self._bar:
+            total = self._sweep.num_trials
+            self._bar.add_task("sweep", total=total, completed=self._num_over())
+            yield
 
     def show(self, trial: Trial) -> None:
         """Say how a trial ended, and which is the best now."""

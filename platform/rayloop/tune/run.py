@@ -6,34 +6,27 @@ kept, so nothing of it can be lost.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import ray
 import ray.tune
-from ray import cloudpickle
-from ray.tune.callback import Callback
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
 from rayloop.cluster import memory_of_nodes, sizes_of_nodes
 from rayloop.config import Config, ModelConfig
 from rayloop.data.versions import DatasetVersion, open_version
 from rayloop.errors import ConfigError, RequestError, WorkError
+from rayloop.locks import exclusive
 from rayloop.logs import stage_logger
 from rayloop.models.classifier import ImageClassifier, count_parameters
 from rayloop.storage import Storage
-from rayloop.tracking import Tracker, held
-from rayloop.train.alone import Segment
+from rayloop.tracking import Tracker
 from rayloop.train.claim import new_run_id
 from rayloop.train.final_test import final_test
 from rayloop.train.start import initial_model, order_of, refuse_useless
+from rayloop.tune.adapters import Crashes, Decisions, Events, Suggestions
 from rayloop.tune.objective import COSTS
 from rayloop.tune.picture import draw_sweep
 from rayloop.tune.progress import Progress
@@ -42,7 +35,6 @@ from rayloop.tune.room import Room, plan_room
 from rayloop.tune.search import front
 from rayloop.tune.space import Space, assign
 from rayloop.tune.stopping import stopping_rule
-from rayloop.tune.suggestion import Wait
 from rayloop.tune.sweep import Sweep, read_space
 from rayloop.tune.track import SweepTracking
 from rayloop.tune.trainable import Measure, TrialWork, run_trial
@@ -80,7 +72,8 @@ def tune(
     room = plan_room(config, sizes_of_nodes(), sum(memory_of_nodes()))
     _refuse_useless(space, dataset, room)
     config = _fill_in(config, dataset, clock)
-    with held(storage, f"sweep-{config.run_id}", f"Sweep {config.run_id!r}"):
+    busy = f"Sweep {config.run_id!r} is being worked on by another process of this machine; wait."
+    with exclusive(storage, f"sweep-{config.run_id}", busy):
         return _run_sweep(config, storage, dataset, room, tracker, measure, clock)
 
 
@@ -97,11 +90,12 @@ def _run_sweep(
         root=storage.root,
         kind=room.kind,
         num_threads=room.cpus_per_worker,
-        measure=_costs(measure, wanted) if wanted else None,
+        measure=_Costs(measure, wanted) if wanted else None,
     )
-    with tracking.running(), Progress(sweep) as progress:
+    progress = Progress(sweep)
+    with tracking.running(), progress.shown():
         if not sweep.is_complete:
-            _run(sweep, room, work, _Events(sweep, room, tracking, progress))
+            _run(sweep, room, work, Events(sweep, room, tracking, progress))
         result = _conclude(sweep, storage, tracker, began_s, clock)
         tracking.conclude(result)
     return result
@@ -157,7 +151,7 @@ def _refuse_useless(space: Space, dataset: DatasetVersion, room: Room) -> None:
             )
 
 
-class _costs:  # noqa: N801  a function with settings, which must be pickled
+class _Costs:
     """Measures those costs of a network that are wanted."""
 
     def __init__(self, measure: Measure | None, wanted: set[str]) -> None:
@@ -176,7 +170,7 @@ class _costs:  # noqa: N801  a function with settings, which must be pickled
         return {name: found[name] for name in self._wanted}
 
 
-def _run(sweep: Sweep, room: Room, work: TrialWork, events: "_Events") -> None:
+def _run(sweep: Sweep, room: Room, work: TrialWork, events: Events) -> None:
     """Let Tune run what the sweep suggests, until nothing is left."""
     config = sweep.config
     function = room.kind == "function"
@@ -185,19 +179,21 @@ def _run(sweep: Sweep, room: Room, work: TrialWork, events: "_Events") -> None:
         "GPU": room.gpus_per_worker if function else 0,
     }
     trainable = ray.tune.with_parameters(run_trial, work=work)
+    files, folder = sweep.storage.for_library(f"runs/{config.run_id}/ray")
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Suggestions(events),
-            scheduler=_Decisions(events),
+            search_alg=Suggestions(events),
+            scheduler=Decisions(events),
             num_samples=-1,
             reuse_actors=function,
         ),
         run_config=ray.tune.RunConfig(
             name=f"session-{uuid.uuid4().hex[:6]}",
-            storage_path=sweep.storage.path("runs", config.run_id, "ray"),
+            storage_path=folder,
+            storage_filesystem=files,
             failure_config=ray.tune.FailureConfig(max_failures=config.tune.max_failures),
-            callbacks=[_Crashes(events)],
+            callbacks=[Crashes(events)],
             verbose=0,
         ),
     )
@@ -276,190 +272,3 @@ def _flag(field: str, value: Any) -> str:
         section, name = field.rsplit(".", 1)
         return f"--{field}" if value else f"--{section}.no-{name}"
     return f"--{field} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-class _Events:
-    """What Tune asks and tells, passed to the sweep first, then to those who show and track it.
-
-    The first error of our own is kept: Tune would wrap it, or take it for a crash of the trial.
-    """
-
-    def __init__(
-        self, sweep: Sweep, room: Room, tracking: SweepTracking, progress: Progress
-    ) -> None:
-        self._sweep, self._room, self._tracking, self._progress = sweep, room, tracking, progress
-        self._running: set[int] = set()
-        self._given_up: set[str] = set()
-        """Tune's ids of its trials that have crashed for good."""
-        self.error: Exception | None = None
-
-    @contextmanager
-    def keeping_errors(self) -> Iterator[None]:
-        """Keep what is raised, so that it ends the sweep as it is."""
-        if self.error is not None:
-            raise self.error
-        try:
-            yield
-        except Exception as error:
-            self.error = error
-            raise
-
-    def wanted(self) -> dict[str, Any] | Wait | None:
-        """The settings of the trial to begin now, if there is room for one more."""
-        if len(self._running) >= self._room.max_concurrent:
-            return Wait.FOR_TRIALS
-        trial = self._sweep.next()
-        if trial is None or isinstance(trial, Wait):
-            return trial
-        self._running.add(trial.number)
-        config = self._sweep.settings_of(trial)
-        train = replace(
-            config.train, num_workers=self._room.num_workers, min_workers=0,
-            cpus_per_worker=self._room.cpus_per_worker, max_failures=0,  # Tune tries again
-        )  # fmt: skip
-        config = replace(config, train=train)
-        self._tracking.begin(trial, config)
-        parent = self._sweep.trial(trial.parent).run_id if trial.parent >= 0 else ""
-        segment = Segment(begin_with=parent, stop_epochs=trial.stop_epochs)
-        return {"number": trial.number, "config": config, "segment": segment}
-
-    def reported(self, number: int, result: dict[str, Any]) -> bool:
-        """A trial reported; gives whether it is to stop."""
-        if "stuck" in result:
-            raise result["stuck"][0]
-        if "failed" in result:
-            self.ended(number, error=result["failed"])
-            return True
-        if "costs" in result:
-            self._sweep.cost(number, dict(result["costs"]))
-            return False
-        stop = self._sweep.report(number, dict(result["record"]))
-        self._tracking.record(self._sweep.trial(number))
-        if stop:
-            self._told(number)
-        return stop
-
-    def retried(self, number: int, error: str) -> None:
-        """A trial crashed and is begun again by Tune."""
-        log.warning("trial %d is tried again: %s", number, error)
-        self._sweep.retry(number, error)
-
-    def crashed(self, tune_trial: TuneTrial) -> None:
-        """A trial crashed and Tune gives it up; as often as is allowed it is begun again."""
-        if tune_trial.trial_id in self._given_up:
-            return
-        self._given_up.add(tune_trial.trial_id)
-        number, error = tune_trial.config["number"], _error_of(tune_trial)
-        trial = self._sweep.trial(number)
-        if not trial.is_over and trial.attempts <= self._sweep.config.tune.max_failures:
-            log.warning("trial %d is tried again: %s", number, error)
-            self._running.discard(number)
-            self._sweep.requeue(number)
-        else:
-            self.ended(number, error=error)
-
-    def ended(self, number: int, error: str = "") -> None:
-        """A trial's work is over."""
-        if self._sweep.trial(number).is_over:
-            return
-        if error:
-            self._sweep.fail(number, error)
-        else:
-            self._sweep.finish(number)
-        self._told(number)
-
-    def lost(self, trials: Iterable[TuneTrial]) -> None:
-        """Trials that Tune has given up without a word."""
-        for trial in trials:
-            if trial.status == TuneTrial.ERROR:
-                self.crashed(trial)
-
-    def _told(self, number: int) -> None:
-        trial = self._sweep.trial(number)
-        self._running.discard(number)
-        self._tracking.end(trial)
-        self._progress.show(trial)
-
-
-class _OfThisProcess:
-    """Tune pickles what it is given, to restore it; a sweep never restores Tune."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Suggestions(_OfThisProcess, Searcher):
-    """Tune's question what to run next."""
-
-    def __init__(self, events: _Events) -> None:
-        super().__init__(metric=None, mode=None)
-        self._events = events
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial's settings; None while there is nothing to do yet."""
-        with self._events.keeping_errors():
-            wanted = self._events.wanted()
-        if wanted is None:
-            return Searcher.FINISHED
-        return None if isinstance(wanted, Wait) else wanted
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: the decisions hear of it."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the sweep's records are on disk."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
-
-
-class _Decisions(_OfThisProcess, FIFOScheduler):
-    """Tune's question whether a trial goes on."""
-
-    def __init__(self, events: _Events) -> None:
-        cast(Any, super()).__init__()
-        self._events = events
-
-    def on_trial_result(self, controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Go on, or stop."""
-        with self._events.keeping_errors():
-            stop = self._events.reported(trial.config["number"], result)
-        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        """The trial's function returned."""
-        with self._events.keeping_errors():
-            self._events.ended(trial.config["number"])
-
-
-class _Crashes(_OfThisProcess, Callback):
-    """Tune's news that a trial crashed, and whether it is begun again."""
-
-    def __init__(self, events: _Events) -> None:
-        self._events = events
-
-    def on_trial_recover(self, iteration: int, trials: Any, trial: TuneTrial, **_: Any) -> None:
-        """Keep the count."""
-        with self._events.keeping_errors():
-            self._events.retried(trial.config["number"], _error_of(trial))
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: TuneTrial, **_: Any) -> None:
-        """The trial crashed once too often, or where Tune does not try again."""
-        with self._events.keeping_errors():
-            self._events.crashed(trial)
-
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
-        """Tune tells nobody of a trial that could not be handed to a used actor."""
-        with self._events.keeping_errors():
-            self._events.lost(trials)
-
-
-def _error_of(trial: TuneTrial) -> str:
-    """What a crashed trial left, in one line."""
-    path = Path(trial.pickled_error_file or "")
-    if not path.is_file():
-        return "the process that trained it ended without a word"
-    error = cloudpickle.loads(path.read_bytes())
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[0]}"[:500]

@@ -135,7 +135,8 @@ def measure_scaling(
     if done:
         log.info("%d runs are done already; they are not trained again", len(done))
     total = len(done) + len(waiting)
-    with ScalingTracking(config, tracker, storage, dataset) as tracking:
+    tracking = ScalingTracking(config, tracker, storage, dataset)
+    with tracking.running():
         for point, run in done:
             if results.add(point, run):
                 tracking.add(point, results.row(point), results.runs[point.name])

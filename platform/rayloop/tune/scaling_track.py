@@ -1,13 +1,14 @@
 """Points and what they say -> MLflow runs: one for the whole, one a point, by the driver alone."""
 
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from rayloop.config import Config, to_dict
 from rayloop.data.versions import DatasetVersion
 from rayloop.storage import Storage
-from rayloop.tracking import TrackedDataset, Tracker
+from rayloop.tracking import Tracker
+from rayloop.train.start import tracked
 from rayloop.tune.scaling import AXES, Point
 from rayloop.tune.scaling_point import Run
 
@@ -15,7 +16,7 @@ TOLD = ("now", "predicted", "low", "high", "change", "change_low", "change_high"
 
 
 class ScalingTracking:
-    """The parent run of a scaling measurement and one child a point; a context for the parent.
+    """The parent run of a scaling measurement and one child a point.
 
     Args:
         config: All settings, `run_id` filled in.
@@ -28,29 +29,18 @@ class ScalingTracking:
         self, config: Config, tracker: Tracker, storage: Storage, dataset: DatasetVersion
     ) -> None:
         self._config, self._tracker = config, tracker
-        self._dataset = TrackedDataset(
-            dataset.name, dataset.version, dataset.digest, storage.path(dataset.folder)
-        )
+        self._dataset = tracked(dataset, storage)
         self._parent = ""
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the parent run; it is told if the block fails."""
+        config = self._config
         self._parent = self._tracker.start_run(
-            self._config.run_id,
-            to_dict(self._config),
-            {"rayloop.kind": "scaling"},
-            dataset=self._dataset,
+            config.run_id, to_dict(config), {"rayloop.kind": "scaling"}, dataset=self._dataset
         )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
-            self._tracker.finish(self._parent, status)
+        with self._tracker.told_if_it_fails(self._parent):
+            yield
 
     def add(self, point: Point, row: Mapping[str, Any], runs: Sequence[Run]) -> None:
         """Record a point whose runs are over; one that is there already stays as it is.

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from rayloop.config import TuneConfig
+from rayloop.tune.front import Best, pareto_front
 from rayloop.tune.objective import DIRECTIONS, goodness
 from rayloop.tune.population import next_member, num_trials_of_population
 from rayloop.tune.space import Assignment, Choice, Dimension, Range, Space
@@ -161,13 +160,8 @@ def best(config: TuneConfig, trials: Sequence[Trial]) -> Trial | None:
 def front(config: TuneConfig, trials: Sequence[Trial]) -> list[Trial]:
     """The finished trials that no other one beats in all objectives."""
     whole = [trial for trial in trials if trial.status == "finished" and not trial.stop_epochs]
-    scores = {
-        trial.number: np.array([goodness(name, trial.figures) for name in config.objectives])
-        for trial in whole
-    }
-
-    def is_beaten(trial: Trial) -> bool:
-        mine = scores[trial.number]
-        return any(bool((s >= mine).all() and (s > mine).any()) for s in scores.values())
-
-    return [trial for trial in whole if not is_beaten(trial)]
+    points = [[trial.figures[name] for name in config.objectives] for trial in whole]
+    best: list[Best] = [
+        "highest" if DIRECTIONS[name] == "maximize" else "lowest" for name in config.objectives
+    ]
+    return [whole[at] for at in pareto_front(points, best)]

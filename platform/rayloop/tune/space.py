@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -137,26 +138,21 @@ class Space:
         Raises:
             ConfigError: A range does not say how many points, or there are too many combinations.
         """
-        found = list(itertools.islice(self._combinations(self.dimensions, {}), MAX_GRID + 1))
-        if len(found) > MAX_GRID:
-            raise ConfigError(
-                f"The grid of tune.space has more than {MAX_GRID:,} combinations; take fewer "
-                "points or values, or --tune.search random."
-            )
-        return found
+        return _grid_of(self)
 
-    def _combinations(
+    def combinations(
         self, left: Sequence[Dimension], assignment: Assignment
     ) -> Iterator[Assignment]:
+        """Every way to complete an assignment by the dimensions that are left."""
         if not left:
             yield assignment
             return
         dimension, *rest = left
         if not self.is_active(dimension, assignment):
-            yield from self._combinations(rest, assignment)
+            yield from self.combinations(rest, assignment)
             return
         for value in _grid_values(dimension):
-            yield from self._combinations(rest, {**assignment, dimension.field: value})
+            yield from self.combinations(rest, {**assignment, dimension.field: value})
 
     def lines(self) -> list[str]:
         """The space as it is printed before a sweep, one aligned line a dimension."""
@@ -221,3 +217,15 @@ def _grid_values(dimension: Dimension) -> list[Any]:
         )
     values = [domain.at(at / (domain.points - 1)) for at in range(domain.points)]
     return list(dict.fromkeys(values))
+
+
+@cache
+def _grid_of(space: Space) -> list[Assignment]:
+    """Laid out once: a sweep asks at every trial."""
+    found = list(itertools.islice(space.combinations(space.dimensions, {}), MAX_GRID + 1))
+    if len(found) > MAX_GRID:
+        raise ConfigError(
+            f"The grid of tune.space has more than {MAX_GRID:,} combinations; take fewer points or "
+            "values, or --tune.search random."
+        )
+    return found

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from rayloop.config import Config, to_dict
 from rayloop.data.versions import DatasetVersion
 from rayloop.storage import Storage
-from rayloop.tracking import TrackedDataset, Tracker
+from rayloop.tracking import Tracker
+from rayloop.train.start import tracked
 from rayloop.tune.result import TuneResult
 from rayloop.tune.sweep import Sweep
 from rayloop.tune.trial import Trial
@@ -32,9 +33,7 @@ class SweepTracking:
         self, sweep: Sweep, tracker: Tracker, storage: Storage, dataset: DatasetVersion
     ) -> None:
         self._sweep, self._tracker, self._storage = sweep, tracker, storage
-        self._dataset = TrackedDataset(
-            dataset.name, dataset.version, dataset.digest, storage.path(dataset.folder)
-        )
+        self._dataset = tracked(dataset, storage)
         self._parent = ""
         self._runs: dict[int, str] = {}
 

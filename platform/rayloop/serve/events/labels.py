@@ -67,10 +67,10 @@ class LabelStore:
         label: str,
         source: str = "",
     ) -> Literal["new", "same"]:
-        """Keep the truth about one row; on a local folder also while other processes try the same.
+        """Keep the truth about one row, also while other processes try the same.
 
-        On an object store two different labels at the same moment may both be taken; then the
-        last one stays.
+        On an object store without conditional puts (see `Storage.create`) two different labels at
+        the same moment may both be taken; then the last one stays.
 
         Args:
             day: UTC date of the prediction.

@@ -19,9 +19,10 @@ from pyarrow import fs as pafs
 from rayloop.data.contract import RowContract, RowRefused, check_pixels
 from rayloop.data.versions import Shard, read_shard
 from rayloop.errors import DataMissing, RequestError
+from rayloop.remote import open_files
 from rayloop.serve.images import decode_image
 from rayloop.serve.protocol.error import ProtocolError
-from rayloop.storage import Storage
+from rayloop.storage import Storage, is_local
 
 Images = npt.NDArray[np.uint8]
 Source = TypeVar("Source")
@@ -293,6 +294,6 @@ def open_parquet(root: str, path: str) -> Iterator[Any]:
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of an absolute path or URI, and the path in it."""
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    if not is_local(path):
+        return open_files(path)
     return pafs.LocalFileSystem(), str(Path(path))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayloop.select.front import Best, pareto_front
+from rayloop.tune.front import Best, pareto_front
 
 DIRECTIONS = st.lists(st.sampled_from(("highest", "lowest")), min_size=1, max_size=4)
 

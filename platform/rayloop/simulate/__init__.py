@@ -1,0 +1,1 @@
+"""A calibration and a plan -> its speed, goodput and cost, on one worker to ten thousand."""
