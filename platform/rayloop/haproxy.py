@@ -88,6 +88,9 @@ _SERVING = {
     # Serve's default of 10 s alone makes a second replica come 20 s late.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    # Serve kills a proxy that is not ready in time, and its own start fails with it. Its 5 s are
+    # less than a busy machine needs to import Ray; whoever starts Serve waits for 60.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 BUFFER_BYTES = 131_072

@@ -76,3 +76,10 @@ def test_the_scratch_folder_lives_as_long_as_the_context(monkeypatch, tmp_path) 
     with haproxy.ingress(ServeConfig(haproxy=False)) as variables:
         assert variables == haproxy.plain_environment()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("variables", [haproxy.plain_environment(), haproxy._throughput()])
+def test_a_proxy_may_take_as_long_to_start_as_its_client_waits(variables) -> None:
+    from ray.serve._private.constants import HTTP_PROXY_TIMEOUT
+
+    assert float(variables["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"]) >= HTTP_PROXY_TIMEOUT
