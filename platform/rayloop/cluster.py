@@ -190,7 +190,11 @@ def _in_our_words(address: str) -> Iterator[None]:
     """Let what Ray says of a cluster that it cannot join be one sentence."""
     try:
         yield
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        from ray.exceptions import AuthenticationError  # noqa: PLC0415
+
+        if not isinstance(error, ConnectionError | ValueError | RuntimeError | AuthenticationError):
+            raise
         reason = " ".join(str(error).split())[:400]
         raise RequestError(
             f"The Ray at {address} cannot be joined: {reason} Its Ray and Python must be of the "

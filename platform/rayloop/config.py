@@ -854,11 +854,12 @@ class ClusterConfig:
     """CPU cores a local Ray offers; 0 means those of the machine."""
 
     object_store_bytes: int = 0
-    """Object store of a local Ray; 0 leaves the choice to Ray."""
+    """Object store of a local Ray, at least 75 MiB; 0 leaves the choice to Ray."""
 
     def __post_init__(self) -> None:
         _in_range("cluster", self, 0, 100_000, "num_cpus")
-        _in_range("cluster", self, 0, 1e15, "object_store_bytes")
+        if self.object_store_bytes:
+            _in_range("cluster", self, 75 * 2**20, 1e15, "object_store_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

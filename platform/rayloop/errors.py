@@ -5,7 +5,7 @@ RayloopError
 │   ├── ConfigError         a setting is out of range or contradicts another
 │   ├── DataMissing         a file, a dataset version, a run or a model is not there
 │   ├── Corrupt             stored bytes do not match their digest
-│   ├── StorageRefused      an object store has no such bucket, or does not let us do it
+│   ├── StorageRefused      an object store, or a folder, does not let us do it
 │   ├── StorageUnreachable  an object store or a tracking server does not answer
 │   ├── DoesNotFit          the cluster cannot run what was asked for
 │   └── Unreachable         nothing answers at the address of a cluster
@@ -45,7 +45,7 @@ class Corrupt(RequestError):
 
 
 class StorageRefused(RequestError):
-    """An object store has no such bucket, does not know the key, or denies what it is asked."""
+    """An object store has no such bucket or denies what it is asked; a folder is not to be made."""
 
 
 class StorageUnreachable(RequestError):

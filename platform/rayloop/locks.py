@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rayloop.errors import RequestError
-from rayloop.storage import Storage
+from rayloop.storage import Storage, refusal_is_told
 
 
 @contextmanager
@@ -26,10 +26,13 @@ def exclusive(storage: Storage, name: str, refused: str = "") -> Iterator[None]:
 
     Raises:
         RequestError: Another process has it, and `refused` says so.
+        StorageRefused: The folder cannot be made or written.
     """
     folder = storage.local_path() or _stand_in(storage)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
+    with refusal_is_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f".{name}.lock").open("w")
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refused else 0))
         except BlockingIOError:

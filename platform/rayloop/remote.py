@@ -19,6 +19,8 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rayloop import s3
+from rayloop.credentials import without_credentials
+from rayloop.errors import ConfigError
 from rayloop.logs import stage_logger
 
 log = stage_logger("storage")
@@ -31,13 +33,19 @@ def open_files(root: str) -> tuple[pafs.FileSystem, str]:
     """The file system of an address and the path in it.
 
     Raises:
-        ConfigError: It is not written as an address.
+        ConfigError: It is not written as an address, or of a kind that is not known.
         StorageRefused: There is no such bucket, or the keys do not open it.
         StorageUnreachable: The server does not answer.
     """
     if root.startswith(s3.SCHEME):
         return s3.open_s3(root)
-    return pafs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
+    try:
+        return pafs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ConfigError(
+            f"RAYLOOP_HOME={without_credentials(root)} cannot be opened "
+            f"({without_credentials(str(error))}). It is a folder, or s3://BUCKET/PREFIX."
+        ) from None
 
 
 def explained(path: str) -> AbstractContextManager[None]:

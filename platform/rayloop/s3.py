@@ -25,6 +25,7 @@ from urllib.parse import quote, urlsplit
 from pyarrow import fs as pafs
 
 from rayloop.clock import SYSTEM_CLOCK, Clock
+from rayloop.credentials import without_credentials
 from rayloop.errors import ConfigError, StorageRefused, StorageUnreachable
 from rayloop.logs import stage_logger
 
@@ -114,9 +115,9 @@ def open_s3(root: str) -> tuple[pafs.FileSystem, str]:
     base = root.removeprefix(SCHEME).rstrip("/")
     if not re.fullmatch(r"[^/?@:#]+(/[^?#]*)?", base):
         raise ConfigError(
-            f"{root} is not an S3 address; it is written s3://BUCKET/PREFIX. Server, region and "
-            "keys come by AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY."
+            f"{without_credentials(root)} is not an S3 address; it is written "
+            "s3://BUCKET/PREFIX. Server, region and keys come by AWS_ENDPOINT_URL, AWS_REGION, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     return _opened(base, settings_of_environment()), base
 

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,15 +23,26 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from rayloop import remote
-from rayloop.errors import Corrupt, DataMissing, StorageFull
+from rayloop.errors import ConfigError, Corrupt, DataMissing, StorageFull, StorageRefused
+
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
+"""Reasons why a folder cannot be made or written that are of the folder, and not of the disk."""
 
 
 def home() -> str:
     """Where everything rayloop writes lives: RAYLOOP_HOME, else `.rayloop` in the current folder.
 
     Always an absolute path or an URI, since Ray workers run in other folders.
+
+    Raises:
+        ConfigError: It is neither.
     """
     root = os.environ.get("RAYLOOP_HOME", "") or ".rayloop"
+    if re.match(r"\w+:/(?!/)", root):
+        raise ConfigError(
+            f"RAYLOOP_HOME={root} is no folder, and as an address it lacks a slash; it is written "
+            "s3://BUCKET/PREFIX."
+        )
     return str(Path(root).resolve()) if is_local(root) else root
 
 
@@ -53,7 +65,7 @@ class Storage:
         root: An absolute folder or an URI pyarrow understands (`s3://bucket/prefix`).
 
     Raises:
-        ConfigError: An `s3://` root is not written as one.
+        ConfigError: The root is not written as an address, or of a kind that is not known.
         StorageRefused: It has no such bucket, or the keys in the environment do not open it. Any
             method may raise this too, where it is not allowed.
         StorageUnreachable: Its server does not answer, now or in any method.
@@ -224,7 +236,7 @@ class Storage:
                 _put_in_place(hidden, target)
             return
         with tempfile.TemporaryDirectory(prefix="rayloop-staged-") as name:
-            with _full_is_told(Path(name), num_bytes):
+            with _full_is_told(Path(name), num_bytes, larger="TMPDIR"):
                 yield Path(name)
             remote.upload(self._fs, Path(name), self._full(folder))
 
@@ -252,8 +264,33 @@ class Storage:
 
 
 @contextmanager
-def _full_is_told(target: Path, num_bytes: int) -> Iterator[None]:
-    """Turn "no space left" into a StorageFull that says where and how much is needed."""
+def refusal_is_told(folder: Path) -> Iterator[None]:
+    """Turn the reason why a folder cannot be made or written into a StorageRefused.
+
+    Args:
+        folder: It, or the nearest that is there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_OURS:
+            raise
+        raise StorageRefused(
+            f"{folder} cannot be written ({error.strerror}). What rayloop writes lies under "
+            "RAYLOOP_HOME; set it to a folder that is yours to write, on a cluster to one that "
+            "every node has, or to s3://BUCKET/PREFIX, and run the same command again."
+        ) from None
+
+
+@contextmanager
+def _full_is_told(target: Path, num_bytes: int, larger: str = "RAYLOOP_HOME") -> Iterator[None]:
+    """Turn "no space left" into a StorageFull that says where and how much is needed.
+
+    Args:
+        target: What is written.
+        num_bytes: How much it will be; 0 for not known.
+        larger: The variable that moves it to another disk.
+    """
     try:
         yield
     except OSError as error:
@@ -269,7 +306,7 @@ def _full_is_told(target: Path, num_bytes: int) -> Iterator[None]:
         raise StorageFull(
             f"Writing {target} failed: {error.strerror}. {need} filesystem at {disk} has "
             f"{free_bytes:,} bytes free{other}. Nothing that was there before has changed. Free "
-            "some space there, or set RAYLOOP_HOME to a folder on a larger disk, and run the same "
+            f"some space there, or set {larger} to a folder on a larger disk, and run the same "
             "command again."
         ) from error
 
@@ -278,8 +315,11 @@ def _full_is_told(target: Path, num_bytes: int) -> Iterator[None]:
 def _hidden_beside(target: Path) -> Iterator[Path]:
     """A free hidden name in the target's folder; what still has it at the end is removed."""
     hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with refusal_is_told(target.parent):
         _make_folder(target.parent)
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    try:
         yield hidden
     finally:
         if hidden.is_dir():

@@ -7,13 +7,13 @@ done under a file lock. MLflow itself is imported on first use, since that takes
 import http.client
 import logging
 import os
-import re
 import urllib.error
 import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
 
+from rayloop.credentials import without_credentials
 from rayloop.errors import ConfigError, Corrupt, StorageUnreachable
 from rayloop.locks import exclusive
 from rayloop.storage import Storage
@@ -82,11 +82,6 @@ def refuse_silence(storage: Storage, configured: str) -> None:
             f"The MLflow server at {shown} does not answer ({reason}). Start it, or correct "
             "MLFLOW_TRACKING_URI or registry.tracking_uri, and run the same command again."
         ) from None
-
-
-def without_credentials(text: str) -> str:
-    """Text with an address, without the name and password that may be in it."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def open_client(storage: Storage, configured: str) -> Any:

@@ -10,8 +10,9 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small nets; threads would wait for each other
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("unit", deadline=None, max_examples=50)
-settings.load_profile("unit")
+settings.register_profile("unit", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("explore" if os.environ.get("RAYLOOP_EXPLORE") else "unit")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ STAGES = [
 PURE_BASE = {
     "config", "presets", "errors", "clock", "storage", "locks", "logs", "code_version", "tracking",
     "haproxy", "metrics", "drawing", "growth", "node_cache", "ports", "remote", "s3",
-    "tracking_client",
+    "tracking_client", "credentials",
 }  # fmt: skip
 BASE = PURE_BASE | {"cluster", "jobs_entry", "cli", "submit"}
 MAY_IMPORT_RAY = {

@@ -141,6 +141,33 @@ def test_status_for_people(server, root, capsys) -> None:
     assert "champion" in printed
 
 
+def test_status_shows_the_cluster_before_it_asks_servers_that_may_not_be_reached(
+    root, capsys, monkeypatch
+) -> None:
+    seen = {
+        "ray": {"ray": "2.60.0", "address": "http://head:8265"}, "resources": [], "nodes": [],
+        "pending_nodes": 0, "jobs": [], "apps": [{"app": "rayloop"}], "failures": [],
+        "urls": ["http://127.0.0.1:9", "http://[::1]:9"],
+    }  # fmt: skip
+    monkeypatch.setattr("rayloop.cli.status.cluster_seen", lambda _: (seen, ""))
+    main(["status"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.index("http://head:8265") < printed.index("do not answer here")
+    assert "http://127.0.0.1:9, http://[::1]:9" in printed
+    assert "start one" not in printed
+
+
+def test_status_finds_the_server_behind_one_of_a_clusters_addresses(
+    server, root, capsys, monkeypatch
+) -> None:
+    shutil.rmtree(root / "serving")  # its note is under another root
+    seen = {"apps": [{"app": "rayloop"}], "urls": ["http://127.0.0.1:9", server]}
+    monkeypatch.setattr("rayloop.cli.status.cluster_seen", lambda _: (seen, ""))
+    main(["status", "--json", "--seconds", "0.1"])
+    (one,) = json.loads(capsys.readouterr().out)["servers"]
+    assert one["url"] == server
+
+
 def test_a_change_waits_until_the_replicas_follow(server, root, says) -> None:
     rows = says("traffic", "set", "champion=1")
     assert rows[0]["in_force"].startswith("2 replicas, ")

@@ -1,5 +1,6 @@
 """`rayloop up` and `down`: a note that is damaged or old harms nobody."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -73,3 +74,55 @@ def test_an_old_note_whose_ray_is_gone_is_no_ray(folder: Path) -> None:
     assert local.note() is None
     main(["down"])
     assert not (folder / "ray.json").exists()
+
+
+class Ray:
+    """Stands in for `subprocess.run` of `ray start`: it starts a process, and then this happens."""
+
+    def __init__(self, then: BaseException | None) -> None:
+        self.then = then
+        self.env: dict[str, str] = {}
+        self.started: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, words: list[str], env: dict[str, str], **_: object) -> object:
+        self.env = env
+        port = next(word for word in words if word.startswith("--port=")).partition("=")[2]
+        sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+        self.started = subprocess.Popen(
+            [*sleeper, f"--gcs_server_port={port}"], env=env, stdout=subprocess.PIPE
+        )
+        assert self.started.stdout
+        self.started.stdout.readline()
+        if self.then is not None:
+            raise self.then
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+
+@pytest.mark.parametrize("then", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_up_that_is_interrupted_leaves_no_half_of_a_ray(
+    home: Path, monkeypatch: pytest.MonkeyPatch, then: BaseException
+) -> None:
+    ray = Ray(then)
+    monkeypatch.setattr("rayloop.cli.local.subprocess.run", ray)
+    with pytest.raises(type(then)):
+        local.run_up(argparse.Namespace(), [])
+    assert ray.started is not None and ray.started.wait(20) is not None
+    assert local.note() is None
+    assert not Path(ray.env["RAYLOOP_SCRATCH"]).exists()
+
+
+def test_ray_gets_its_own_token_whatever_the_shell_knows_of_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/of/another/cluster")
+    monkeypatch.setenv("RAY_LOG_TO_STDERR", "0")
+    ray = Ray(None)
+    monkeypatch.setattr("rayloop.cli.local.subprocess.run", ray)
+    local.run_up(argparse.Namespace(), [])
+    try:
+        assert ray.env["RAY_AUTH_MODE"] == "token"
+        assert ray.env["RAY_AUTH_TOKEN_PATH"] == str(home / "local" / "auth_token")
+        assert ray.env["RAY_LOG_TO_STDERR"] == "0"  # what is not of another Ray stays
+    finally:
+        local.run_down(argparse.Namespace(), [])

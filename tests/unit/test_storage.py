@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rayloop.errors import Corrupt, DataMissing, StorageFull
+from rayloop.errors import ConfigError, Corrupt, DataMissing, StorageFull, StorageRefused
+from rayloop.locks import exclusive
 from rayloop.storage import Storage, home
 
 
@@ -372,3 +373,43 @@ def test_home_is_absolute_or_an_uri(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert home() == str(tmp_path.resolve() / "here")
     monkeypatch.setenv("RAYLOOP_HOME", "s3://bucket/prefix")
     assert home() == "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize("root", ["s3:/bucket/x", "S3:/bucket"])
+def test_an_address_that_lacks_a_slash_is_no_folder(
+    monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setenv("RAYLOOP_HOME", root)
+    with pytest.raises(ConfigError, match="it lacks a slash"):
+        home()
+
+
+@pytest.mark.parametrize("root", ["s3a://bucket/x", "S3://bucket", "http://KEY:hush@host/x"])
+def test_an_address_of_a_kind_that_is_not_known_is_told(root: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be opened") as caught:
+        Storage(root)
+    assert "s3://BUCKET/PREFIX" in str(caught.value) and "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_below_a_file", [True, False])
+def test_a_root_that_cannot_be_made_is_told(tmp_path: Path, is_below_a_file: bool) -> None:
+    (tmp_path / "file").write_text("")
+    root = Storage(str(tmp_path / "file" / "x") if is_below_a_file else "/proc/none/x")
+    for write in (
+        lambda: root.write("a/b", b""),
+        lambda: root.create("a/b", b""),
+        lambda: exclusive(root, "lock").__enter__(),
+    ):
+        with pytest.raises(StorageRefused, match="RAYLOOP_HOME") as caught:
+            write()
+        assert root.root in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_written_is_told_and_other_errors_are_not_changed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PermissionError), storage.staging("x"):
+        raise PermissionError(13, "of something else")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(StorageRefused, match="Permission denied"):
+        storage.write("a", b"")

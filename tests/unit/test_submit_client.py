@@ -47,13 +47,18 @@ def head() -> Iterator[Callable[[dict[str, Answer]], str]]:
         server.server_close()
 
 
-def submit(home: Path, address: str, *words: str) -> tuple[int, str]:
+def submit(home: Path, address: str, *words: str, **env: str) -> tuple[int, str]:
     """A submission's exit code, and what it says."""
+    return rayloop(home, "submit", "train", "smoke", "--address", address, *words, **env)
+
+
+def rayloop(home: Path, *words: str, **env: str) -> tuple[int, str]:
+    """A command's exit code, and what it says."""
     done = subprocess.run(
-        [RAYLOOP, "submit", "train", "smoke", "--address", address, *words],
+        [RAYLOOP, *words],
         cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
         env={"HOME": str(home), "PATH": "/usr/bin:/bin", "RAYLOOP_HOME": str(home),
-             "RAY_AUTH_TOKEN": "ab" * 32},
+             "RAY_AUTH_TOKEN": "ab" * 32, **env},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
@@ -104,7 +109,8 @@ def test_the_version_refusal_says_that_nothing_was_started(
 def test_a_folder_of_this_machine_is_refused_for_other_machines(
     head: Callable[[dict[str, Answer]], str], tmp_path: Path
 ) -> None:
-    node = {"hostname": "elsewhere", "raylet": {"state": "ALIVE"}}
+    # As a node is listed that joined a moment ago: its own report is not there yet.
+    node = {"raylet": {"state": "ALIVE", "nodeManagerHostname": "elsewhere"}}
     nodes: dict[str, Answer] = {"/nodes?view=summary": (200, {"data": {"summary": [node]}})}
     code, said = submit(tmp_path, head(about() | nodes), "--data.path", "photos")
     assert code == 2
@@ -117,3 +123,26 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(tmp_path: Path) -> N
         code, said = submit(tmp_path, address)
     assert code == 2
     assert f"There is no Ray at {address} (no answer in time)" in said
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:82650", "http://HOST:PORT", "http://:8265", "http://[::1:8265"]
+)
+def test_an_address_with_a_slip_in_it_is_told(tmp_path: Path, address: str) -> None:
+    code, said = submit(tmp_path, address)
+    assert code == 2
+    assert address in said
+
+
+def test_a_token_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = str(tmp_path / "auth_token")
+    token = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": file, "RAY_AUTH_MODE": "token"}
+    code, said = submit(tmp_path, "http://127.0.0.1:9", **token)
+    assert code == 2
+    assert file in said and "get-auth-token" in said
+
+
+def test_a_job_without_a_name_is_not_looked_for(tmp_path: Path) -> None:
+    code, said = rayloop(tmp_path, "stop", "", "--address", "http://127.0.0.1:9")
+    assert code == 2
+    assert "The job's name is empty" in said

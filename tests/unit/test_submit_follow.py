@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayloop.errors import WorkError
-from rayloop.submit.follow import Lines, follow
+from rayloop.errors import Unreachable, WorkError
+from rayloop.submit.follow import Lines, Stopper, follow
 from rayloop.submit.job import Job
 
 LINES = st.lists(
@@ -166,3 +166,21 @@ def test_a_head_that_does_not_come_back_ends_the_waiting_with_a_sentence() -> No
     cluster = Cluster("x\n", [], [ConnectionError("refused")])
     with pytest.raises(WorkError, match="has not answered for 9 s .* the same command follows it"):
         cluster.follow()
+
+
+def test_a_stop_that_is_not_heard_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head may be away for a moment just when Ctrl-C comes."""
+    monkeypatch.setattr("rayloop.submit.follow.STOP_AGAIN_S", 0.01)
+    away, warned = [Unreachable("gone"), WorkError("500")], []
+
+    def stop() -> None:
+        if away:
+            raise away.pop()
+
+    stopper = Stopper(stop, warned.append)
+    assert not stopper.is_owed
+    stopper.start()
+    stopper.start()  # twice is once
+    assert stopper.wait(60)
+    assert not stopper.is_owed and not away
+    assert len(warned) == 1 and "500" in warned[0]

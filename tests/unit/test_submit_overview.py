@@ -6,7 +6,7 @@ import pytest
 
 from rayloop.cli import cluster_screen
 from rayloop.submit.job import Job
-from rayloop.submit.overview import overview
+from rayloop.submit.overview import NODES, overview
 
 NOW = 1_800_000_000.0
 
@@ -31,7 +31,7 @@ class Head:
         self.listed: list[Job] = []
         self.pages: dict[str, Any] = {
             "/api/cluster_status": {"data": {"clusterStatus": None}},
-            "/api/v0/nodes?detail=true": {"data": {"result": {"result": [node("h", head=True)]}}},
+            NODES: {"data": {"result": {"result": [node("h", head=True)]}}},
             "/api/serve/applications/": {"applications": {}},
         }
 
@@ -61,7 +61,7 @@ def test_an_idle_cluster_fits_on_the_screen(head: Head, capsys: pytest.CaptureFi
 
 def test_nodes_and_resources_count_only_what_lives(head: Head) -> None:
     spot = {"ray.io/market-type": "spot", "ray.io/node-group": "gpu_spot"}
-    head.pages["/api/v0/nodes?detail=true"]["data"]["result"]["result"] = [
+    head.pages[NODES]["data"]["result"]["result"] = [
         node("h", head=True), node("a", labels=spot),
         node("d", "DEAD", message="preempted", ended=(NOW - 90) * 1000),
         node("i", "DEAD", message="Terminated due to idle", ended=(NOW - 80) * 1000),
@@ -131,7 +131,7 @@ def test_serving_and_what_is_unwell(head: Head, capsys: pytest.CaptureFixture[st
     replicas = [{"state": "RUNNING", "node_id": "a"}, {"state": "STARTING", "node_id": "b"}]
     head.pages["/api/serve/applications/"] = {
         "http_options": {"host": "0.0.0.0", "port": 8000},
-        "proxies": {"a": {"node_ip": "10.0.0.2"}, "b": {"node_ip": "10.0.0.1"}},
+        "proxies": {"a": {"node_ip": "10.0.0.2"}, "b": {"node_ip": "fd00::1"}},
         "applications": {
             "rayloop": {
                 "status": "RUNNING", "route_prefix": "/", "message": "",
@@ -146,7 +146,7 @@ def test_serving_and_what_is_unwell(head: Head, capsys: pytest.CaptureFixture[st
     seen = overview(head, NOW)
     (app,) = seen["apps"]
     assert (app["replicas"], app["wanted"], app["nodes"]) == (1, 3, 2)
-    assert seen["urls"] == ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
+    assert seen["urls"] == ["http://10.0.0.2:8000", "http://[fd00::1]:8000"]
     assert {failure["message"] for failure in seen["failures"]} == {"no [room]", "no module x"}
     cluster_screen.show(seen)
     assert "no [room]" in capsys.readouterr().out

@@ -82,6 +82,43 @@ def test_what_the_cluster_can_see_is_passed_on_as_it_is(words: list[str]) -> Non
     assert "RAYLOOP_HOME" not in made.env_vars  # the nodes' own
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{folder}/mlflow.db"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("file:mlruns", "file:{folder}/mlruns"),
+        ("mlruns", "{folder}/mlruns"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("postgresql://db/mlflow", "postgresql://db/mlflow"),
+    ],
+)
+def test_an_mlflow_database_is_absolute_here_and_refused_elsewhere(
+    given: str, sent: str, tmp_path: Path
+) -> None:
+    sent = sent.format(folder=tmp_path)
+    flag = "--registry.tracking_uri"
+    made = composed("laptop", flag, given, folder=tmp_path, MLFLOW_TRACKING_URI=given)
+    assert shlex.split(made.entrypoint)[-1] == sent
+    assert made.env_vars["MLFLOW_TRACKING_URI"] == sent
+    if given.startswith(("http:", "postgresql:")):
+        assert composed("cluster", flag, given, here=False).entrypoint.endswith(given)
+        return
+    for words, env in (([flag, given], {}), ([], {"MLFLOW_TRACKING_URI": given})):
+        with pytest.raises(RequestError, match="is a file of this machine") as caught:
+            composed("cluster", *words, here=False, **env)
+        assert given in str(caught.value)
+
+
+def test_a_jobs_own_paths_have_a_short_form_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    words = ["laptop", "--calibration", "mine.json"]
+    made = composed(*words, script="jobs/simulate.py", folder=tmp_path)
+    assert made.entrypoint.endswith(f"--calibration {tmp_path}/mine.json")
+    with pytest.raises(RequestError, match="is a path of this machine"):
+        composed(*words, script="jobs/simulate.py", folder=tmp_path, here=False)
+
+
 def test_a_missing_folder_is_told_before_anything_is_submitted(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=f"there is no {tmp_path}/photo on this machine"):
         composed("laptop", "--data.path", "photo", folder=tmp_path)
@@ -95,6 +132,9 @@ def test_a_missing_folder_is_told_before_anything_is_submitted(tmp_path: Path) -
         ([], {"MLFLOW_TRACKING_URI": "http://me:hush-hush@mlflow"}),
         ([], {"MLFLOW_TRACKING_URI": "https://hush-hush@mlflow/"}),
         ([], {"RAYLOOP_HOME": "s3://KEY:hush-hush@bucket/x"}),
+        ([], {"RAYLOOP_HOME": "s3://KEY:a/hush@hush@bucket/x"}),
+        (["--registry.tracking_uri", "postgresql://me:hush@db/mlflow?sslmode=require"], {}),
+        (["--registry.tracking_uri=postgresql://db/mlflow?user=me&password=hush"], {}),
         (["--run-id", "x-hush-hush"], {"AWS_SECRET_ACCESS_KEY": "hush-hush"}),
     ],
 )
@@ -238,10 +278,15 @@ def test_a_token_is_sent_where_there_is_one(
     use_token(tmp_path / "missing", none)
     assert none == {}
     (tmp_path / "token").write_text("t")
-    local: dict[str, str] = {"RAY_AUTH_TOKEN": "of another cluster"}
-    use_token(tmp_path / "token", local)
-    assert local["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
-    assert local["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in local
+    for local in (
+        {"RAY_AUTH_TOKEN": "of another cluster"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/of/another/cluster"},
+        {"RAY_AUTH_MODE": "disabled"},
+    ):
+        use_token(tmp_path / "token", local)
+        assert local == {
+            "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_AUTH_MODE": "token"
+        }  # fmt: skip
     off = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "x"}
     use_token(None, off)
     assert off["RAY_AUTH_MODE"] == "disabled"

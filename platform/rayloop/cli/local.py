@@ -19,7 +19,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from rayloop import cluster, haproxy
-from rayloop.config import ServeConfig
+from rayloop.cli.ending import sigterm_raises
+from rayloop.config import Config, ServeConfig
 from rayloop.errors import RequestError, WorkError
 from rayloop.logs import stage_logger
 from rayloop.ports import free_port
@@ -36,7 +37,8 @@ JOB_STOP_WAIT_S = 30
 """How long a job that is stopped may take to end its run and its own processes."""
 
 OTHER_RAYS = {
-    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", *cluster.LOCAL_ENVIRONMENT
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH", *cluster.LOCAL_ENVIRONMENT,
 }  # fmt: skip
 """Variables that lead to, or tell of, another Ray than the one started here."""
 
@@ -80,12 +82,32 @@ def run_up(_: argparse.Namespace, __: list[str]) -> None:
         "dashboard_url": f"http://{HOST}:{dashboard_port}",
         "scratch": tempfile.mkdtemp(prefix="rayloop-"),
     }
-    Storage(str(folder())).write_json("ray.json", started)
+    with sigterm_raises():
+        try:
+            Storage(str(folder())).write_json("ray.json", started)
+            _start(ray, started, config)
+        except BaseException:
+            run_down(_, __)  # half a Ray would be taken for a whole one
+            raise
+    log.info("Ray runs: %s", started["dashboard_url"])
+    log.info(
+        "rayloop submit JOB PRESET runs a job on it. For Ray's own commands: "
+        "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%s RAY_API_SERVER_ADDRESS=%s",
+        token_file(), started["dashboard_url"],
+    )  # fmt: skip
+
+
+def _start(ray: str, started: Document, config: Config) -> None:
+    """Start the processes of a head, which go on when this one ends.
+
+    Raises:
+        WorkError: They did not all start.
+    """
     done = subprocess.run(
         [
             ray, "start", "--head", f"--node-ip-address={HOST}",
             f"--port={started['gcs_port']}", f"--dashboard-host={HOST}",
-            f"--dashboard-port={dashboard_port}", "--disable-usage-stats",
+            f"--dashboard-port={started['dashboard_port']}", "--disable-usage-stats",
             # Ray's own choice is always the same; jobs cannot start where another Ray has it.
             f"--dashboard-agent-listen-port={free_port(HOST)}",
             f"--num-cpus={cluster.offered_cpus(config.cluster)}",
@@ -94,14 +116,7 @@ def run_up(_: argparse.Namespace, __: list[str]) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        run_down(_, __)
         raise WorkError(f"Ray did not start: {(done.stderr or done.stdout).strip()[-1500:]}")
-    log.info("Ray runs: %s", started["dashboard_url"])
-    log.info(
-        "rayloop submit JOB PRESET runs a job on it. For Ray's own commands: "
-        "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%s RAY_API_SERVER_ADDRESS=%s",
-        token_file(), started["dashboard_url"],
-    )  # fmt: skip
 
 
 def run_down(_: argparse.Namespace, __: list[str]) -> None:

@@ -4,6 +4,8 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ NOTES, NOTE = "serving", "server.json"
 """`rayloop.serve.run.serving` leaves `serving/DEPLOYMENT/server.json` while it lasts."""
 
 ASK_TIMEOUT_S = 10.0
+REACH_TIMEOUT_S = 2.0
+"""For an address that may be of a network this machine is not in."""
 IN_FORCE_TIMEOUT_S = 30.0
 LOOK_S = 0.05
 
@@ -64,14 +68,28 @@ def servers(storage: Storage, url: str = "") -> list[Server]:
     return list(found.values())
 
 
-def ask(url: str) -> list[Document]:
+def first_reached(urls: Sequence[str]) -> str:
+    """One of the addresses of a server that answers soon, asked all at once; empty for none."""
+
+    def reached(url: str) -> str:
+        try:
+            ask(url, REACH_TIMEOUT_S)
+        except RequestError:
+            return ""
+        return url
+
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        return next(filter(None, pool.map(reached, urls)), "")
+
+
+def ask(url: str, timeout_s: float = ASK_TIMEOUT_S) -> list[Document]:
     """The snapshots of all replicas of a server.
 
     Raises:
         RequestError: It does not answer.
     """
     try:
-        with urllib.request.urlopen(f"{url}/rayloop/status", timeout=ASK_TIMEOUT_S) as response:
+        with urllib.request.urlopen(f"{url}/rayloop/status", timeout=timeout_s) as response:
             replicas: list[Document] = json.load(response)["replicas"]
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(

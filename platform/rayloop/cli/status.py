@@ -1,7 +1,6 @@
 """`rayloop status`: nodes, resources, jobs, what serves and how it does, what failed."""
 
 import argparse
-import contextlib
 import json
 import os
 import time
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayloop.cli import cluster_screen
-from rayloop.cli.running import ask, servers
+from rayloop.cli.running import ask, first_reached, servers
 from rayloop.cli.submit import open_cluster
 from rayloop.clock import SYSTEM_CLOCK
 from rayloop.errors import RequestError
@@ -39,15 +38,15 @@ def add_commands(commands: Any) -> None:
 def run_status(chosen: argparse.Namespace, _: list[str]) -> None:
     """Print the screen, or all of it as one JSON object."""
     seen, told = (None, "") if chosen.url else cluster_seen(chosen)
-    tables = served(chosen, seen["urls"] if seen else [])
+    urls = seen["urls"] if seen and seen["apps"] else []
     if chosen.json:
-        print(json.dumps({"cluster": seen, "servers": tables}))
+        print(json.dumps({"cluster": seen, "servers": served(chosen, urls)}))
         return
     if seen:
         cluster_screen.show(seen)
     elif told:
         rich.print(told)
-    show(tables)
+    show(served(chosen, urls), urls)
 
 
 def cluster_seen(chosen: argparse.Namespace) -> tuple[Document | None, str]:
@@ -76,11 +75,11 @@ def served(chosen: argparse.Namespace, urls: Sequence[str] = ()) -> list[Documen
     Raises:
         RequestError: The server of `--url` does not answer.
     """
-    found = servers(Storage(home()), chosen.url)
-    for url in [] if found else urls:
-        with contextlib.suppress(RequestError):
-            found = servers(Storage(home()), url)
-            break
+    storage = Storage(home())
+    found = servers(storage, chosen.url)
+    reached = "" if found else first_reached(urls)
+    if reached:
+        found = servers(storage, reached)
     before = [ask(server.url) for server in found]
     start = time.monotonic()
     if found:
@@ -94,9 +93,19 @@ def served(chosen: argparse.Namespace, urls: Sequence[str] = ()) -> list[Documen
     ]
 
 
-def show(tables: list[Document]) -> None:
-    """Print them for people."""
-    if not tables:
+def show(tables: list[Document], urls: Sequence[str] = ()) -> None:
+    """Print them for people.
+
+    Args:
+        tables: As of `served`.
+        urls: Where a cluster serves.
+    """
+    if not tables and urls:
+        rich.print(
+            f"the applications above do not answer here, at {', '.join(urls)}; ask from one of "
+            "their machines, or through a tunnel: rayloop status --url http://127.0.0.1:8000"
+        )
+    elif not tables:
         rich.print("no server runs on this root; start one: make serve")
     for one in tables:
         header = one["header"]

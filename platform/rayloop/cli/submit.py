@@ -10,8 +10,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rayloop.cli import local
+from rayloop.cli.ending import sigterm_raises
 from rayloop.code_version import CHANGES, code_version
-from rayloop.errors import RayloopError, RequestError
+from rayloop.errors import RayloopError, RequestError, WorkError
 from rayloop.logs import stage_logger
 from rayloop.presets import load_preset
 from rayloop.submit.address import cluster_address, use_token
@@ -87,20 +88,14 @@ def run_submit(chosen: argparse.Namespace, words: list[str]) -> NoReturn:
 def _started(cluster: "Cluster", submission: Submission, package: Package) -> str:
     """`start`, after which no job is left where a signal came in the middle of it."""
     asked: list[str] = []
-    before = signal.signal(signal.SIGTERM, _end_at_once)
-    try:
-        return start(cluster, submission, package, asked)
-    except (KeyboardInterrupt, SystemExit):
-        for name in asked:
-            with contextlib.suppress(RayloopError):
-                cluster.stop(name)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
+    with sigterm_raises():
+        try:
+            return start(cluster, submission, package, asked)
+        except (KeyboardInterrupt, SystemExit):
+            for name in asked:
+                with contextlib.suppress(RayloopError):
+                    cluster.stop(name)
+            raise
 
 
 def start(cluster: "Cluster", submission: Submission, package: Package, asked: list[str]) -> str:
@@ -133,6 +128,8 @@ def start(cluster: "Cluster", submission: Submission, package: Package, asked: l
 
 def run_stop(chosen: argparse.Namespace, _: list[str]) -> None:
     """End a job."""
+    if not chosen.name:
+        raise RequestError("The job's name is empty; rayloop status lists those that run.")
     cluster = open_cluster(chosen.address)
     if cluster.find(chosen.name) is None:
         names = [job.name for job in cluster.jobs() if job.status in RUNNING]
@@ -160,8 +157,11 @@ def open_cluster(given: str) -> "Cluster":
 
 
 def _is_here(cluster: "Cluster") -> bool:
-    """Whether every node of the cluster is this machine."""
-    hosts = {node["hostname"] for node in cluster.nodes()
+    """Whether every node of the cluster is this machine.
+
+    A node that joined a moment ago has told its name to the head, and nothing else yet.
+    """
+    hosts = {node["raylet"].get("nodeManagerHostname") for node in cluster.nodes()
              if node["raylet"].get("state", "ALIVE") == "ALIVE"}  # fmt: skip
     return hosts == {os.uname().nodename}
 
@@ -172,21 +172,32 @@ def _commit() -> str:
 
 
 def _end_as(cluster: "Cluster", name: str) -> NoReturn:
-    from rayloop.submit.follow import follow  # noqa: PLC0415
+    from rayloop.submit.follow import Stopper, follow  # noqa: PLC0415
+
+    def warn(text: str) -> None:
+        log.warning("%s: %s", name, text)
 
     def stop(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends this command at once
         log.info("stopping %s", name)
-        cluster.stop(name)
+        stopper.start()
 
+    stopper = Stopper(lambda: cluster.stop(name), warn)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    code, last = follow(
-        stream=lambda: cluster.log_stream(name),
-        look=lambda: cluster.find(name),
-        tell=lambda line: print(line, flush=True),
-        warn=lambda text: log.warning("%s: %s", name, text),
-    )
+    try:
+        code, last = follow(
+            stream=lambda: cluster.log_stream(name),
+            look=lambda: cluster.find(name),
+            tell=lambda line: print(line, flush=True),
+            warn=warn,
+        )
+    except WorkError as error:
+        if stopper.is_owed:
+            raise WorkError(
+                f"{error} It has not heard that it is to stop: rayloop stop {name}."
+            ) from None
+        raise
     if last is not None:
         print(last, flush=True)
     sys.stdout.flush()

@@ -3,6 +3,8 @@
 import math
 import random
 
+ROUNDING = 1e-9
+
 
 def play_s(
     work_s: float,
@@ -25,21 +27,24 @@ def play_s(
         between_s: Mean time between failures.
         chance: Draws the failures.
     """
-    now_s, left_s = 0.0, work_s
-    fails_at_s = _next(0.0, between_s, chance)
-    while left_s > 0:
-        piece_s = min(interval_s, left_s)
-        end_s = now_s + piece_s + cost_s
-        if end_s <= fails_at_s:
-            now_s, left_s = end_s, left_s - piece_s
-            continue
-        while True:  # a restart may fail too
+    now_s, fails_at_s = 0.0, _next(0.0, between_s, chance)
+    for piece_s in _pieces(work_s, interval_s):
+        while now_s + piece_s + cost_s > fails_at_s:
             now_s = fails_at_s
             fails_at_s = _next(now_s, between_s, chance)
-            if now_s + restart_s <= fails_at_s:
-                now_s += restart_s
-                break
+            while now_s + restart_s > fails_at_s:  # a restart may fail too
+                now_s = fails_at_s
+                fails_at_s = _next(now_s, between_s, chance)
+            now_s += restart_s
+        now_s += piece_s + cost_s
     return now_s
+
+
+def _pieces(work_s: float, interval_s: float) -> list[float]:
+    """Work between checkpoints; what rounding leaves over is no piece, which would cost one."""
+    whole = math.floor(work_s / interval_s + ROUNDING)
+    rest_s = work_s - whole * interval_s
+    return [interval_s] * whole + ([rest_s] if rest_s > ROUNDING * interval_s else [])
 
 
 def _next(now_s: float, between_s: float, chance: random.Random) -> float:

@@ -42,11 +42,13 @@ def use_token(local_token: Path | None, environment: MutableMapping[str, str]) -
         local_token: The file `rayloop up` keeps, where the cluster meant is its own.
         environment: Of this process; changed.
     """
+    if local_token is not None and local_token.is_file():
+        # What a shell says of tokens is of another cluster.
+        environment.pop("RAY_AUTH_TOKEN", None)
+        environment["RAY_AUTH_TOKEN_PATH"] = str(local_token)
+        environment["RAY_AUTH_MODE"] = "token"
     if environment.get("RAY_AUTH_MODE"):
         return
-    if local_token is not None and local_token.is_file():
-        environment.pop("RAY_AUTH_TOKEN", None)  # of another cluster; Ray would prefer it
-        environment["RAY_AUTH_TOKEN_PATH"] = str(local_token)
     known = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
     if known or Path(TOKEN_FILE).expanduser().is_file():
         environment["RAY_AUTH_MODE"] = "token"

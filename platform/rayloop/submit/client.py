@@ -6,6 +6,7 @@ Ray's own client waits as long as the network does, and speaks in tracebacks.
 import logging
 import os
 from typing import Any, cast
+from urllib.parse import quote
 
 import requests
 from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -13,7 +14,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from rayloop.errors import RequestError, Unreachable, WorkError
-from rayloop.submit.address import ADDRESSES, TOKEN_FILE
+from rayloop.submit.address import ADDRESSES, DEFAULT_ADDRESS, TOKEN_FILE
 from rayloop.submit.job import Job
 from rayloop.submit.package import Package, staged
 from rayloop.submit.request import Submission
@@ -83,7 +84,7 @@ class Cluster:
 
     def find(self, name: str) -> Job | None:
         """One submitted job, or None."""
-        response = _asked(self._jobs, "GET", f"/api/jobs/{name}")
+        response = _asked(self._jobs, "GET", f"/api/jobs/{quote(name, safe='')}")
         if response.status_code == requests.codes.not_found:
             return None
         if response.status_code != requests.codes.ok:
@@ -114,7 +115,7 @@ class Cluster:
                         metadata={"rayloop": submission.key},
                     )
                     return True
-                except (requests.ConnectionError, requests.Timeout) as error:
+                except requests.RequestException as error:
                     if attempt == ATTEMPTS:
                         raise _unreachable(self.address, error) from None
                 except AuthenticationError as error:
@@ -159,7 +160,8 @@ def _patient_client(address: str) -> JobSubmissionClient:
 
     kept = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
     try:
-        return Patient(address)  # which lets the environment overrule its argument
+        # Which lets the environment overrule its argument, and reads the token.
+        return cast(JobSubmissionClient, _told(address, Patient, address))
     finally:
         os.environ.update(kept)
 
@@ -174,7 +176,12 @@ def _told(address: str, call: Any, *args: Any, **options: Any) -> Any:
         return call(*args, **options)
     except AuthenticationError as error:
         raise _refused_token(address, error) from None
-    except (requests.ConnectionError, requests.Timeout, ConnectionError) as error:
+    except requests.exceptions.InvalidURL:
+        raise RequestError(
+            f"{address} is no URL of a head's dashboard; it is written as in "
+            f"{DEFAULT_ADDRESS}, with --address or in RAY_API_SERVER_ADDRESS."
+        ) from None
+    except (requests.RequestException, ConnectionError) as error:
         raise _unreachable(address, error) from None
     except RuntimeError as error:
         raise WorkError(f"{address} answers: {str(error)[-500:]}") from None
@@ -191,6 +198,12 @@ def _refused_token(address: str, error: Exception) -> RequestError:
     problem = "wants a token, and none was sent" if is_missing else "refuses the token it was sent"
     source = os.environ.get("RAY_AUTH_TOKEN_PATH", "") or TOKEN_FILE
     source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else source
+    if "cannot be opened" in str(error):
+        return RequestError(
+            f"The cluster's token is to be in {source}, as RAY_AUTH_TOKEN_PATH says, and that file "
+            "is missing, empty or not yours to read. Put the token there (ray get-auth-token on "
+            "the cluster's head shows it; for a Ray of rayloop up unset the variable)."
+        )
     return RequestError(
         f"The cluster at {address} {problem}. Tokens are looked for in RAY_AUTH_TOKEN, in the file "
         f"that RAY_AUTH_TOKEN_PATH names and in {TOKEN_FILE}"

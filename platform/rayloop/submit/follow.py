@@ -3,10 +3,11 @@
 import asyncio
 import json
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 
-from rayloop.errors import WorkError
+from rayloop.errors import RayloopError, WorkError
 from rayloop.submit.job import ENDED, Job
 
 QUIET_S = 60.0
@@ -16,6 +17,9 @@ SILENCE_S = 15.0
 """Without a line for so long, the head is asked whether it is still there."""
 
 LOOK_S = 0.5
+STOP_AGAIN_S = 1.0
+"""Until a cluster that did not hear of a stop is told again."""
+
 EXIT_CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 143}
 
 
@@ -129,6 +133,50 @@ def follow(
                 return _exit_code(job, warn), last
             lost_at = None
         time.sleep(LOOK_S)
+
+
+class Stopper:
+    """Tells a cluster to stop a job, again and again until it has heard it.
+
+    Beside the following, since a head may be away for a moment just then.
+
+    Args:
+        stop: Asks for it; a RayloopError means that it was not heard.
+        warn: Gets what is to be said about it.
+    """
+
+    def __init__(self, stop: Callable[[], object], warn: Callable[[str], None]) -> None:
+        self._stop = stop
+        self._warn = warn
+        self._heard = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a stop was wanted that the cluster does not know of."""
+        return self._thread is not None and not self._heard.is_set()
+
+    def start(self) -> None:
+        """Begin to tell it, without waiting."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._tell, daemon=True)
+            self._thread.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the cluster has heard it, after at most so long."""
+        return self._heard.wait(timeout_s)
+
+    def _tell(self) -> None:
+        is_first = True
+        while not self._heard.is_set():
+            try:
+                self._stop()
+                self._heard.set()
+            except RayloopError as error:
+                if is_first:
+                    self._warn(f"it was not told to stop yet, and will be again: {error}")
+                is_first = False
+                self._heard.wait(STOP_AGAIN_S)
 
 
 def _exit_code(job: Job, warn: Callable[[str], None]) -> int:

@@ -14,6 +14,9 @@ RECENT_S = 24 * 3600.0
 """A failure older than that is no news."""
 
 SHOWN_JOBS = 6
+NODES = "/api/v0/nodes?detail=true&limit=10000"
+"""Ray's own limit is 100 of those that live or lived, in no order; this is the most it allows."""
+
 LONGEST = 160
 """Letters of a message on the screen."""
 
@@ -47,7 +50,7 @@ def overview(cluster: Pages, now: float) -> Document:
         and the newest others), `apps`, `failures` (newest first), all of the last day.
     """
     status = cluster.get("/api/cluster_status")["data"]["clusterStatus"] or {}
-    found = cluster.get("/api/v0/nodes?detail=true")["data"]["result"]["result"]
+    found = cluster.get(NODES)["data"]["result"]["result"]
     serving: Document = {}
     with contextlib.suppress(RayloopError):  # where Serve never ran, some versions have no page
         serving = cluster.get("/api/serve/applications/")
@@ -158,7 +161,8 @@ def _urls(serving: Document) -> list[str]:
     addresses = {proxy.get("node_ip") for proxy in (serving.get("proxies") or {}).values()}
     if options.get("host") in ("127.0.0.1", "localhost") and addresses:
         addresses = {"127.0.0.1"}
-    return [f"http://{address}:{port}" for address in sorted(filter(None, addresses)) if port]
+    hosts = [f"[{one}]" if ":" in one else one for one in sorted(filter(None, addresses))]
+    return [f"http://{host}:{port}" for host in hosts if port]
 
 
 def _failed_jobs(jobs: list[Job], now: float) -> list[Document]:

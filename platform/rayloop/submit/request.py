@@ -8,13 +8,13 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayloop.code_version import SHIPPED_COMMIT
+from rayloop.credentials import place_of_credentials
 from rayloop.errors import RequestError
 
 SENT = (
@@ -36,6 +36,12 @@ READ = ("data.path", "batch.input", "simulate.calibration")
 
 WRITTEN = ("pipeline.report",)
 """Settings that name a file to write."""
+
+DATABASE = "registry.tracking_uri"
+"""The setting that names an MLflow server, or a database that may be a file."""
+
+PATHS = {setting.partition(".")[2]: setting for setting in READ + WRITTEN}
+"""A job's own settings are flags without its name too."""
 
 DEFAULT_REPORT = "report.html"
 
@@ -112,12 +118,9 @@ def compose(
         env_vars["RAYLOOP_HOME"] = home
     for name, value in env_vars.items():
         _refuse_credentials(name, value)
-    database = env_vars.get("MLFLOW_TRACKING_URI", "")
-    if database.startswith(("sqlite:", "file:")) and not is_here:
-        raise RequestError(
-            f"MLFLOW_TRACKING_URI={database} is a file of this machine, and the cluster's nodes do "
-            "not see it. Set it to an MLflow server, http://HOST:PORT."
-        )
+    uri = env_vars.get("MLFLOW_TRACKING_URI", "")
+    if uri:
+        env_vars["MLFLOW_TRACKING_URI"] = _database("MLFLOW_TRACKING_URI=", uri, folder, is_here)
     env_vars["RAYLOOP_SUBMITTED_WITH"] = json.dumps(dict(versions), sort_keys=True)
     if commit:
         env_vars[SHIPPED_COMMIT] = commit
@@ -161,15 +164,14 @@ def refuse_secrets(words: Sequence[str], environment: Mapping[str, str]) -> None
                     f"The command line holds the value of {name}, and a cluster shows every job's "
                     "command line. Leave it out: the nodes must have it in their environment."
                 )
-        _refuse_credentials("The command line", word.partition("=")[2] or word)
+        _refuse_credentials("The command line", word)
 
 
-def _refuse_credentials(where: str, address: str) -> None:
-    found = re.search(r"(\w+)://[^/@]*@([^/]*)", address)
-    if found:
-        scheme, host = found.groups()
+def _refuse_credentials(where: str, text: str) -> None:
+    place = place_of_credentials(text)
+    if place:
         raise RequestError(
-            f"{where} holds an address with credentials in it ({scheme}://...@{host}), and a "
+            f"{where} holds an address with credentials in it ({place}), and a "
             "cluster shows what its jobs are given. Take them out; the nodes must have them in "
             "their environment (AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD)."
         )
@@ -180,9 +182,9 @@ def _with_paths(words: Sequence[str], folder: Path, is_here: bool) -> list[str]:
     done: list[str] = []
     for word in words:
         flag, mark, value = word.partition("=")
-        if mark and _setting(flag) in READ + WRITTEN:
+        if mark:
             done.append(f"{flag}={_absolute(_setting(flag), value, folder, is_here)}")
-        elif done and _setting(done[-1]) in READ + WRITTEN:
+        elif done:
             done.append(_absolute(_setting(done[-1]), word, folder, is_here))
         else:
             done.append(word)
@@ -190,6 +192,11 @@ def _with_paths(words: Sequence[str], folder: Path, is_here: bool) -> list[str]:
 
 
 def _absolute(setting: str, value: str, folder: Path, is_here: bool) -> str:
+    """The value of a setting, absolute where it is a path."""
+    if setting == DATABASE:
+        return _database(f"--{DATABASE} ", value, folder, is_here)
+    if setting not in READ + WRITTEN:
+        return value
     is_name = setting == "batch.input" and not _is_path(value, folder)
     if "://" in value or not value or is_name or (Path(value).is_absolute() and not is_here):
         return value
@@ -204,6 +211,20 @@ def _absolute(setting: str, value: str, folder: Path, is_here: bool) -> str:
     return str(path)
 
 
+def _database(told: str, uri: str, folder: Path, is_here: bool) -> str:
+    """An MLflow address, absolute where it is a file: `sqlite:///FILE`, `file:FOLDER`, `FOLDER`."""
+    scheme = next((one for one in ("sqlite:///", "file://", "file:") if uri.startswith(one)), "")
+    is_server = not scheme and (":" in uri or uri == "databricks")
+    if is_server or not uri:
+        return uri
+    if not is_here:
+        raise RequestError(
+            f"{told}{uri} is a file of this machine, and the cluster's nodes do not see it. Set it "
+            "to an MLflow server, http://HOST:PORT."
+        )
+    return f"{scheme}{(folder / uri.removeprefix(scheme)).resolve()}"
+
+
 def _is_path(value: str, folder: Path) -> bool:
     """Whether `--batch.input` means files and not `SPLIT` or `dataset:NAME/SPLIT`."""
     is_dataset = value.startswith("dataset:")
@@ -215,5 +236,6 @@ def _has(words: Sequence[str], setting: str) -> bool:
 
 
 def _setting(flag: str) -> str:
-    """`--data.path` as `data.path`; empty for what is no flag."""
-    return flag[2:].replace("-", "_") if flag.startswith("--") else ""
+    """`--data.path` as `data.path`, as is its short form; empty for what is no flag."""
+    name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+    return PATHS.get(name, name)
