@@ -50,6 +50,11 @@ class S3Server:
         }
 
 
+def set_up() -> None:
+    """Make the environment that `PYTHON` is of, where it is not there yet."""
+    subprocess.run(["make", "-s", ".venv-s3/ready"], cwd=ROOT, check=True, stdout=sys.stderr)
+
+
 @contextlib.contextmanager
 def s3_server(log: Path) -> Iterator[S3Server]:
     """Run a server with the empty bucket `BUCKET`, and stop exactly it.
@@ -57,7 +62,7 @@ def s3_server(log: Path) -> Iterator[S3Server]:
     Args:
         log: Where its requests and errors go.
     """
-    subprocess.run(["make", "-s", ".venv-s3/ready"], cwd=ROOT, check=True, stdout=sys.stderr)
+    set_up()
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [PYTHON, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors

@@ -5,8 +5,9 @@
 
 raycluster.yaml is a cluster to submit jobs to, rayjob.yaml the pipeline on a cluster of its own,
 and rayservice.yaml the served model. Pools, their sizes, labels and machines, the variables, the
-bucket and the MLflow server are those of the files above: change them there. For KubeRay 1.6 or
-newer on EKS; elsewhere the label that tells spot nodes (`pod`) has another name.
+bucket and the MLflow server are those of the files above: change them there. For KubeRay 1.7 or
+newer (the priority of a pool) on EKS; elsewhere the label that tells spot nodes (`pod`) has
+another name.
 """
 
 import argparse
@@ -27,9 +28,22 @@ GIB_OF = {"m7i.xlarge": 16, "m7i.2xlarge": 32, "g6.2xlarge": 32}
 """Memory of each machine type in cluster.yaml."""
 
 CPUS_OF_HEAD = 4
-KEPT_CPUS, KEPT_SHARE = 1, 8
-"""What a machine keeps for Kubernetes: a CPU, and an eighth of its memory. A pod fills the rest, so
-that no two share a machine and each finds the CPUs that cluster.yaml promises, less one."""
+KEPT_CPUS = 1
+"""What a machine keeps for Kubernetes. A pod fills the rest, so that no two share a machine and
+each finds the CPUs that cluster.yaml promises, less one."""
+
+SEEN_SHARE = 0.925
+"""Share of a machine's memory that its system finds (Karpenter's VM_MEMORY_OVERHEAD_PERCENT)."""
+
+KUBELET_MIB = 255 + 11 * 58 + 100
+"""EKS keeps 255 MiB and 11 for each of the 58 pods that machines of these sizes may have, and turns
+pods out when 100 are left."""
+
+DAEMONS_MIB = 512
+"""For the pods that every node has: network, proxy, NVIDIA's device plugin."""
+
+AUTOSCALER_MIB = 1024
+"""Most that the autoscaler, in the head's pod, may take."""
 
 DRAIN_S = 60
 """How long a leaving pod waits for its requests: twice what a replica waits for its HAProxies to
@@ -145,8 +159,8 @@ def cluster_spec(image: str, redis: str, redis_secret: str) -> dict[str, Any]:
             ],
             # Out of what the head's machine keeps for Kubernetes.
             "resources": {
-                "requests": {"cpu": "500m", "memory": "512Mi"},
-                "limits": {"cpu": "500m", "memory": "1Gi"},
+                "requests": {"cpu": "500m", "memory": f"{AUTOSCALER_MIB // 2}Mi"},
+                "limits": {"cpu": "500m", "memory": f"{AUTOSCALER_MIB}Mi"},
             },
         },
         "headGroupSpec": {
@@ -159,7 +173,7 @@ def cluster_spec(image: str, redis: str, redis_secret: str) -> dict[str, Any]:
                 "object-spilling-directory": "/var/tmp/ray-spill",
             },
             "labels": head["labels"],
-            "template": pod(head, image, of_head, CPUS_OF_HEAD),
+            "template": pod(head, image, of_head, CPUS_OF_HEAD, AUTOSCALER_MIB),
         },
         "workerGroupSpecs": [group(name, pool, image, variables) for name, pool in pools.items()],
     }
@@ -207,7 +221,26 @@ def node_type(pool: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def pod(pool: dict[str, Any], image: str, variables: dict[str, str], cpus: int) -> dict[str, Any]:
+def room_mib(machine: str) -> int:
+    """Memory for pods on a machine, in MiB.
+
+    Args:
+        machine: Its EC2 type.
+
+    Raises:
+        SystemExit: Its memory is not known here.
+    """
+    if machine not in GIB_OF:
+        raise SystemExit(
+            f"The memory of {machine!r}, from cluster.yaml, is not known; add it to GIB_OF in "
+            f"{Path(__file__).name}."
+        )
+    return int(1024 * GIB_OF[machine] * SEEN_SHARE) - KUBELET_MIB
+
+
+def pod(
+    pool: dict[str, Any], image: str, variables: dict[str, str], cpus: int, beside_mib: int = 0
+) -> dict[str, Any]:
     """The pod of one machine.
 
     Args:
@@ -215,17 +248,13 @@ def pod(pool: dict[str, Any], image: str, variables: dict[str, str], cpus: int) 
         image: Image with rayloop.
         variables: Its environment.
         cpus: CPUs of the machine.
+        beside_mib: Memory of the other container of the pod.
 
     Raises:
         SystemExit: The memory of the machine type is not known here.
     """
     machine = pool["node_config"]["InstanceType"]
-    if machine not in GIB_OF:
-        raise SystemExit(
-            f"The memory of {machine!r}, from cluster.yaml, is not known; add it to GIB_OF in "
-            f"{Path(__file__).name}."
-        )
-    memory = GIB_OF[machine] - GIB_OF[machine] // KEPT_SHARE
+    memory = (room_mib(machine) - DAEMONS_MIB - beside_mib) // 1024
     resources = {"cpu": str(cpus - KEPT_CPUS), "memory": f"{memory}Gi"}
     gpus = pool["resources"]["GPU"]
     if gpus:

@@ -37,6 +37,7 @@ from rayloop.cluster import QUIET_ENVIRONMENT, TRAIN_ENVIRONMENT, TUNE_ENVIRONME
 from rayloop.config import ServeConfig
 from rayloop.growth import nodes_to_come
 from rayloop.presets import cluster as cluster_preset
+from tests.s3_server import PYTHON, set_up
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -107,20 +108,31 @@ def test_what_the_schema_lets_through_the_launcher_refuses(path, value, why):
         util.validate_config(util.prepare_config(with_(path, value)))
 
 
-def test_ec2_knows_every_field_of_the_machines():
-    """Looked up in boto3, where it is beside Ray: as on the machine that runs `ray up`."""
-    boto3 = pytest.importorskip("boto3", reason="boto3 is installed for `ray up` only")
-    from botocore.validate import ParamValidator
+EC2 = """
+import json, sys
+import boto3
+from botocore.validate import ParamValidator
 
-    client = boto3.client(
-        "ec2", region_name="us-west-2", aws_access_key_id="x", aws_secret_access_key="y"
-    )
-    shape = client.meta.service_model.operation_model("RunInstances").input_shape
-    for name, pool in POOLS.items():
-        asked = {**pool["node_config"], "MinCount": 1, "MaxCount": 1, "KeyName": "key"}
-        assert not ParamValidator().validate(asked, shape).has_errors(), name
-        asked["MetadataOption"] = {}
-        assert ParamValidator().validate(asked, shape).has_errors()
+client = boto3.client("ec2", region_name="x", aws_access_key_id="x", aws_secret_access_key="y")
+shape = client.meta.service_model.operation_model("RunInstances").input_shape
+for asked in json.load(sys.stdin):
+    print(ParamValidator().validate(asked, shape).generate_report() or "fits")
+"""
+
+
+def test_ec2_knows_every_field_of_the_machines():
+    """Looked up in the boto3 of the S3 server that tests start."""
+    more = {"MinCount": 1, "MaxCount": 1, "KeyName": "key"}
+    asked = [{**pool["node_config"], **more} for pool in POOLS.values()]
+    asked.append({**asked[0], "MetadataOption": {}})
+    set_up()
+    done = subprocess.run(
+        [PYTHON, "-c", EC2],
+        input=json.dumps(asked), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *fits, slip = done.stdout.splitlines()
+    assert fits == ["fits"] * len(POOLS)
+    assert "MetadataOption" in slip
 
 
 # --- the pools
@@ -359,7 +371,7 @@ def test_set_up_is_make_setup_and_the_pinned_boto3(node):
     again = "".join(node.run(command) for command in CLUSTER["setup_commands"])
     assert again == ""  # nothing to do
     bashrc = (node.home / ".bashrc").read_text()
-    assert bashrc == "export PATH=$HOME/rayloop/.venv/bin:$PATH\n"
+    assert bashrc == "export RAY_AUTH_MODE=token PATH=$HOME/rayloop/.venv/bin:$PATH\n"
     assert venv.is_dir()
 
 

@@ -276,6 +276,22 @@ def test_a_machine_of_unknown_size_is_said(monkeypatch):
         generate.pod(pool, "image", {}, 8)
 
 
+def test_pods_fit_their_machines(spec):
+    """Karpenter's page of instance types gives 14,162 Mi for 16 GiB with 58 pods (m5d.xlarge)."""
+    assert generate.room_mib("m7i.xlarge") == 14_162
+    head, *groups = pods(spec)
+    beside = spec["autoscalerOptions"]["resources"]
+    for template in (head, *groups):
+        resources = template["spec"]["containers"][0]["resources"]
+        machine = template["spec"]["nodeSelector"]["node.kubernetes.io/instance-type"]
+        for kind in ("requests", "limits"):
+            mib = 1024 * int(resources[kind]["memory"].removesuffix("Gi"))
+            if template is head:
+                mib += int(beside[kind]["memory"].removesuffix("Mi"))
+            room_mib = generate.room_mib(machine) - generate.DAEMONS_MIB
+            assert room_mib / 2 < mib <= room_mib  # and no second one beside it
+
+
 # --- the job and the service
 
 

@@ -101,3 +101,14 @@ def test_this_repository_is_far_below_the_limit() -> None:
     assert package.num_bytes < 8 * 2**20
     assert "jobs/train.py" in names(package)
     assert not [name for name in names(package) if name.startswith(("tests/", "benchmarks/"))]
+
+
+def test_nothing_of_this_repositorys_code_is_taken_for_a_secret() -> None:
+    shipped = names(collect(ROOT, home=None))
+    for folder in ("platform/rayloop", "jobs", "serve_apps"):
+        code = (
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / folder).rglob("*.py")
+            if path.is_file()
+        )
+        assert set(code) <= set(shipped)
