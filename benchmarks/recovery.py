@@ -43,7 +43,11 @@ def main() -> None:
     next_at = time.monotonic() + options.every_s
     for kill in range(options.kills):
         time.sleep(max(0.0, next_at - time.monotonic()))
-        victim = chance.choice(workers_of(job.pid))
+        workers = workers_of(job.pid)
+        if not workers:
+            job.wait()
+            raise SystemExit(f"the job was over before kill {kill + 1}; give it more --epochs")
+        victim = chance.choice(workers)
         os.kill(victim, signal.SIGKILL)
         print(f"killed worker process {victim}", file=sys.stderr)
         next_at = time.monotonic() + options.every_s

@@ -384,8 +384,8 @@ def predictions_of(calibration: Calibration) -> dict[int, Prediction]:
 
 def restart_of() -> tuple[float, float]:
     """Seconds of a start and of a restart, by a run of two workers one of which is killed."""
-    words = [sys.executable, "benchmarks/recovery.py", "--kills", "1", "--every-s", "12"]
-    done = subprocess.run([*words, "--epochs", "1.0"], capture_output=True, text=True, check=True)
+    words = [sys.executable, "benchmarks/recovery.py", "--kills", "1", "--every-s", "6"]
+    done = subprocess.run([*words, "--epochs", "4.0"], capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
     return told["ledger_s"]["start"], told["restart_s_mean"]
 

@@ -40,6 +40,7 @@ def record(storage: Storage, **values: Any) -> TrainResult:
         "mfu": None, "goodput": 0.9, "step_ms": {"p50": 100.0, "p90": 112.816}, "seconds": 20.0,
         "precision": "fp32", "feed": "resident", "num_workers": 2, "resumed_at_step": 0,
         "ledger_s": {"start": 8.0, "restart": 30.0, "checkpoint": 0.5}, "interruptions": 3,
+        "checkpoint_ms": 12.5,
         "config": to_dict(smoke()),
     }  # fmt: skip
     result = TrainResult(**fields | values)
@@ -111,7 +112,7 @@ def test_a_run_tells_its_calibration_which_predicts_that_run_again(tmp_path: Pat
     told = calibration_of_run(storage)
     assert told == calibration_of_run(storage, "mine")
     assert told.noise == pytest.approx(0.1)
-    assert (told.start_s, told.restart_s, told.checkpoint_s) == (8.0, 10.0, 0.5)
+    assert (told.start_s, told.restart_s, told.checkpoint_s) == (8.0, 10.0, 0.0125)
     assert (told.checkpoint_bytes, told.exchange_bytes) == (4321, 8000)
     plan = Plan(workers=2, workers_per_node=2, rows=32, between=told.inside, run_rows=told.run_rows)
     again = predict(plan, told)

@@ -201,6 +201,15 @@ def test_the_ledger_books_time_by_cause() -> None:
     assert Ledger(StepClock()).step_percentiles_ms() == {}
 
 
+def test_the_ledger_knows_what_one_checkpoint_takes() -> None:
+    ledger = Ledger(StepClock())
+    assert ledger.checkpoint_ms == 0.0
+    for _ in range(3):
+        with ledger.spending("checkpoint"):
+            pass
+    assert ledger.checkpoint_ms == 1000.0  # whatever was kept of them
+
+
 def test_operations_of_a_linear_model_are_counted() -> None:
     model = classifier()
     # forward 2 x 16 x 3; backward to the weights as many, none to the image

@@ -2,8 +2,7 @@
 
 A record knows less than a measurement: one number of workers, one number of rows. So the whole
 step, less the wait for the slowest, counts as work of the rows, and the exchange within the node as
-free, since it is in the step already. The checkpoint's time is what all of them took over the
-number that was kept, the most it can be.
+free, since it is in the step already.
 """
 
 from rayloop.errors import DataMissing
@@ -48,7 +47,6 @@ def calibration_of_run(storage: Storage, run_id: str = "") -> Calibration:
     invariant = bool(train["worker_invariant"])
     noise = max(0.0, (steps_s["p90"] / steps_s["p50"] - 1) / P90)
     start_s, restart_s = _starts(storage, result)
-    checkpoint_s, checkpoint_bytes = _checkpoints(storage, result)
     return Calibration(
         name=f"run {result.run_id}",
         source=f"the record of the run, {workers} workers of {rows:g} rows",
@@ -67,8 +65,8 @@ def calibration_of_run(storage: Storage, run_id: str = "") -> Calibration:
         node_latency_s=0.0,
         node_bytes_per_s=float("inf"),
         hidden_share=0.0 if invariant else BACKWARD_SHARE,
-        checkpoint_s=checkpoint_s,
-        checkpoint_bytes=checkpoint_bytes,
+        checkpoint_s=result.checkpoint_ms / 1000,
+        checkpoint_bytes=float(len(storage.read(f"{result.checkpoint}/state.pt"))),
         start_s=start_s,
         restart_s=restart_s,
         workers=workers,
@@ -86,10 +84,3 @@ def _starts(storage: Storage, result: TrainResult) -> tuple[float, float]:
     if result.interruptions:
         return start_s, result.ledger_s.get("restart", 0.0) / result.interruptions
     return start_s, start_s
-
-
-def _checkpoints(storage: Storage, result: TrainResult) -> tuple[float, float]:
-    folder = f"runs/{result.run_id}/checkpoints"
-    kept = max(1, len(storage.names(folder)))
-    size = len(storage.read(f"{result.checkpoint}/state.pt"))
-    return result.ledger_s.get("checkpoint", 0.0) / kept, float(size)

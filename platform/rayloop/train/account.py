@@ -37,7 +37,7 @@ DATASHEET_TFLOPS = (
 
 @dataclass
 class Ledger:
-    """Where a worker's time went, by cause, and how long each step took.
+    """Where a worker's time went, by cause, and how long each step and each checkpoint took.
 
     `seconds` is what was booked: `data_wait`, `step` (the only productive one), `evaluate`,
     `checkpoint`. `causes()` is what it means: there the first step's time beyond an ordinary one
@@ -48,6 +48,7 @@ class Ledger:
     clock: Clock
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     step_seconds: list[float] = field(default_factory=list)
+    checkpoint_seconds: list[float] = field(default_factory=list)
     first_step_is_compile: bool = False
 
     @contextmanager
@@ -59,6 +60,8 @@ class Ledger:
         self.seconds[cause] += spent
         if cause == "step":
             self.step_seconds.append(spent)
+        elif cause == "checkpoint":
+            self.checkpoint_seconds.append(spent)
 
     def causes(self) -> dict[str, float]:
         """Seconds by cause, `compile` taken out of `step`; cheap enough to call at each step."""
@@ -81,6 +84,12 @@ class Ledger:
         """Share (0..1) of the training time, without compiling, that was spent waiting for data."""
         wait = self.seconds["data_wait"]
         return wait / max(1e-9, wait + self.seconds["step"] - self._compile_s())
+
+    @property
+    def checkpoint_ms(self) -> float:
+        """Mean time that a checkpoint took from the training; 0 where there was none."""
+        saved = self.checkpoint_seconds
+        return round(1e3 * statistics.fmean(saved), 3) if saved else 0.0
 
     def step_percentiles_ms(self) -> dict[str, float]:
         """Median, 90th and 99th percentile of the step time, without a first step that compiles."""

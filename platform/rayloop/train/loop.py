@@ -72,6 +72,7 @@ class Outcome:
             "images_per_second": round(images / trained_s, 1) if images else 0.0,
             "data_wait_share": round(self.ledger.data_wait_share, 5),
             "step_ms": self.ledger.step_percentiles_ms(),
+            "checkpoint_ms": self.ledger.checkpoint_ms,
         }
 
 

@@ -56,6 +56,8 @@ class TrainResult:
         mfu_datasheet: Counted operations over the datasheet's peak; None where there is none.
         interruptions: Starts of the workers after the first, over all sessions.
         lost_steps: Steps that were done again after an interruption.
+        checkpoint_ms: Time that a checkpoint took from the training, the mean of the last
+            session's on rank 0; 0 where there was none.
     """
 
     run_id: str
@@ -93,6 +95,7 @@ class TrainResult:
     mfu_datasheet: float | None = None
     interruptions: int = 0
     lost_steps: int = 0
+    checkpoint_ms: float = 0.0
 
     def last_line(self) -> dict[str, Any]:
         """What the train job prints: everything but the long parts."""
