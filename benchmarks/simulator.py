@@ -43,7 +43,7 @@ from rayloop.models.zoo import build_classifier
 from rayloop.ports import free_port
 from rayloop.presets import laptop
 from rayloop.simulate.calibration import Calibration, save_calibration
-from rayloop.simulate.network import Link
+from rayloop.simulate.network import Link, halving_s
 from rayloop.simulate.prediction import Plan, Prediction, predict
 from rayloop.storage import Storage, home
 from rayloop.train.account import Ledger
@@ -261,7 +261,7 @@ def measure(measured: Measured, config: Config, exchange_bytes: int, is_first: b
             measured.noise.append((statistics.fmean(map(noise_of, each)), others))
         if workers == 1:
             measured.alone[BATCH // 4].append((usual, others))
-    for workers in WORKERS[1:] if is_first else ():
+    for workers in WORKERS[1:]:
         for num_bytes in (SMALL_BYTES, exchange_bytes):
             took, others = quietly(lambda n=workers, size=num_bytes: sums_of(n, size))
             measured.sums[f"{workers} {num_bytes}"].append((took, others))
@@ -307,6 +307,9 @@ def calibrate(
         largest = max(largest, together[count] / together[1])
         factors.append((count, largest))
     small, large = (middle_of(measured.sums[f"2 {size}"]) for size in (SMALL_BYTES, exchange_bytes))
+    most = max(WORKERS)
+    crowded_s = middle_of(measured.sums[f"{most} {SMALL_BYTES}"])
+    turns = halving_s(0.0, most, Link(latency_s=1.0, bytes_per_s=1.0))
     return Calibration(
         name=f"laptop preset on {os.cpu_count()} virtual cores",
         source=f"benchmarks/simulator.py, {len(measured.noise)} rounds, "
@@ -321,6 +324,7 @@ def calibrate(
         contention=tuple(factors),
         exchange_bytes=exchange_bytes,
         node_latency_s=small / 2,
+        crowded_latency_s=crowded_s / turns,
         node_bytes_per_s=exchange_bytes / max(1e-9, large - small),
         hidden_share=0.0,
         checkpoint_s=others["checkpoint_s"],

@@ -130,7 +130,8 @@ def calibration_table(raw: dict[str, Any]) -> Iterator[str]:
         f"| noise from step to step | {told['noise']:.1%} |",
         f"| bytes of a step's exchange | {told['exchange_bytes']:,.0f} |",
         f"| gloo between two | {told['node_latency_s'] * 1e6:.0f} us, "
-        f"{told['node_bytes_per_s'] / 1e6:.0f} MB/s |",
+        f"{told['node_bytes_per_s'] / 1e6:.0f} MB/s; among more workers than cores "
+        f"{told['crowded_latency_s'] * 1e6:.0f} us |",
         "| all-reduces, median | "
         + ", ".join(
             f"{n.split()[0]} workers {int(n.split()[1]):,} bytes {s * 1e3:.2f} ms"

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rayloop.errors import ConfigError, Corrupt, DataMissing
 from rayloop.presets import parse_config, smoke
 from rayloop.simulate.calibration import Calibration, load_calibration, save_calibration
 from rayloop.simulate.measured import LAPTOP
+from rayloop.simulate.network import Link
 from rayloop.simulate.prediction import Plan, predict
 from rayloop.simulate.recorded import calibration_of_run
 from rayloop.simulate.table import choose_calibration, simulate
@@ -106,6 +107,24 @@ def test_contention_is_measured_interpolated_or_grows_with_the_workers() -> None
     ]  # fmt: skip
 
 
+def test_workers_beyond_the_cores_wait_for_one_at_each_message() -> None:
+    """Of the all-reduce's four turns between four workers."""
+    calm = replace(LAPTOP, cores=4, noise=0.0)
+    crowded = replace(LAPTOP, cores=2, noise=0.0, crowded_latency_s=LAPTOP.node_latency_s + 0.001)
+    plan = Plan(
+        workers=4,
+        workers_per_node=4,
+        rows=64,
+        between=Link(latency_s=0.0, bytes_per_s=1e12),
+        run_rows=1e5,
+    )
+    added_s = predict(plan, crowded).step_s - predict(plan, calm).step_s
+    assert added_s == pytest.approx(0.004)
+    assert predict(replace(plan, workers=2), crowded).exchange_share == pytest.approx(
+        predict(replace(plan, workers=2), calm).exchange_share
+    )
+
+
 def test_a_run_tells_its_calibration_which_predicts_that_run_again(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     result = record(storage)
@@ -114,7 +133,9 @@ def test_a_run_tells_its_calibration_which_predicts_that_run_again(tmp_path: Pat
     assert told.noise == pytest.approx(0.1)
     assert (told.start_s, told.restart_s, told.checkpoint_s) == (8.0, 10.0, 0.0125)
     assert (told.checkpoint_bytes, told.exchange_bytes) == (4321, 8000)
-    plan = Plan(workers=2, workers_per_node=2, rows=32, between=told.inside, run_rows=told.run_rows)
+    plan = Plan(
+        workers=2, workers_per_node=2, rows=32, between=told.inside(2), run_rows=told.run_rows
+    )
     again = predict(plan, told)
     assert again.rows_per_s == pytest.approx(result.images_per_second)
     assert again.steps == result.steps and again.extrapolated == ()

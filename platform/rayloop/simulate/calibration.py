@@ -15,7 +15,8 @@ from rayloop.storage import Storage
 POSITIVE = ("row_s", "rows_per_worker", "largest_rows", "workers", "exchange_bytes", "run_rows",
             "cores")  # fmt: skip
 NOT_NEGATIVE = (
-    "fixed_s", "noise", "least_rows", "node_latency_s", "hidden_share", "checkpoint_s",
+    "fixed_s", "noise", "least_rows", "node_latency_s", "crowded_latency_s", "hidden_share",
+    "checkpoint_s",
     "checkpoint_bytes", "start_s", "restart_s",
 )  # fmt: skip
 
@@ -39,6 +40,8 @@ class Calibration:
             beside the others, without any exchange; rising from (1, 1.0).
         exchange_bytes: What a step sums over the workers.
         node_latency_s: Of a message between two workers of a node.
+        crowded_latency_s: The same where a node has more workers than cores, and who gets a
+            message waits for a core as well.
         node_bytes_per_s: Between two workers of a node.
         hidden_share: Share (0..1) of a step's computation under which the exchange may hide: 0
             where it waits for the whole gradient, as with `train.worker_invariant`; about 2/3, the
@@ -63,6 +66,7 @@ class Calibration:
     contention: tuple[tuple[int, float], ...]
     exchange_bytes: float
     node_latency_s: float
+    crowded_latency_s: float
     node_bytes_per_s: float
     hidden_share: float
     checkpoint_s: float
@@ -95,10 +99,11 @@ class Calibration:
                 "Measure it again: python benchmarks/simulator.py"
             )
 
-    @property
-    def inside(self) -> Link:
-        """What connects two workers of a node."""
-        return Link(latency_s=self.node_latency_s, bytes_per_s=self.node_bytes_per_s)
+    def inside(self, on_node: int) -> Link:
+        """What connects two workers of a node with so many of them."""
+        is_crowded = on_node > self.cores
+        latency_s = self.crowded_latency_s if is_crowded else self.node_latency_s
+        return Link(latency_s=latency_s, bytes_per_s=self.node_bytes_per_s)
 
     def slowdown(self, on_node: int) -> float:
         """How many times longer a step takes with so many workers on a node.

@@ -16,6 +16,7 @@ LAPTOP = Calibration(
     contention=((1, 1.0), (2, 1.9), (4, 3.8)),
     exchange_bytes=8 * 98_000,
     node_latency_s=2e-4,
+    crowded_latency_s=1.6e-3,
     node_bytes_per_s=1e9,
     hidden_share=0.0,
     checkpoint_s=1.2e-3,

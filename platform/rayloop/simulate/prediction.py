@@ -162,7 +162,7 @@ def _exchange_s(
     replicas_on_node = max(1, on_node // division.pipeline)
     stages_on_node = min(division.pipeline, on_node)
     stage_bytes = calibration.exchange_bytes / division.pipeline
-    inside_s = all_reduce_s(stage_bytes, replicas_on_node, calibration.inside)
+    inside_s = all_reduce_s(stage_bytes, replicas_on_node, calibration.inside(on_node))
     ends = math.ceil(division.data / replicas_on_node)
     between_s = all_reduce_s(stage_bytes * stages_on_node, ends, between)
     hides_under_s = calibration.hidden_share * compute_s

@@ -63,6 +63,7 @@ def calibration_of_run(storage: Storage, run_id: str = "") -> Calibration:
         contention=((1, 1.0),) if workers == 1 else ((1, 1.0), (workers, 1.0)),
         exchange_bytes=float(SUM_BYTES[invariant] * result.num_parameters),
         node_latency_s=0.0,
+        crowded_latency_s=0.0,
         node_bytes_per_s=float("inf"),
         hidden_share=0.0 if invariant else BACKWARD_SHARE,
         checkpoint_s=result.checkpoint_ms / 1000,
