@@ -9,6 +9,7 @@ first new step. Prints one JSON line. Needs the Fashion-MNIST dataset version.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from rayloop.storage import Storage, home
 
@@ -40,9 +43,14 @@ def main() -> None:
     job = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     storage = Storage(home())
     wait_for_attempt(1, storage, run_id, job)
-    next_at = time.monotonic() + options.every_s
+    began_at, before = time.monotonic(), cpu_of_others(job.pid)
+    next_at = began_at + options.every_s
+    platform_cores = 0.0
     for kill in range(options.kills):
         time.sleep(max(0.0, next_at - time.monotonic()))
+        if kill == 0:
+            used_s = sum(s - before.get(p, 0.0) for p, s in cpu_of_others(job.pid).items())
+            platform_cores = round(used_s / (time.monotonic() - began_at), 4)
         workers = workers_of(job.pid)
         if not workers:
             job.wait()
@@ -56,7 +64,8 @@ def main() -> None:
     if job.returncode != 0:
         raise SystemExit(f"the job ended with {job.returncode}")
     result = json.loads(out.splitlines()[-1])
-    print(json.dumps(figures(result, storage.read_json(f"runs/{run_id}/ledger.json"))))
+    told = figures(result, storage.read_json(f"runs/{run_id}/ledger.json"))
+    print(json.dumps({**told, "platform_cores": platform_cores}))
 
 
 def figures(result: dict[str, Any], journal: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +118,18 @@ def workers_of(pid: int) -> list[int]:
         return child == pid
 
     return sorted(p for p, name in names.items() if name.startswith(WORKER_NAME) and descends(p))
+
+
+def cpu_of_others(pid: int) -> dict[int, float]:
+    """Processor seconds of a run's processes so far, without its workers."""
+    used: dict[int, float] = {}
+    job = psutil.Process(pid)
+    for process in (job, *job.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            if not " ".join(process.cmdline()).startswith(WORKER_NAME):
+                times = process.cpu_times()
+                used[process.pid] = times.user + times.system
+    return used
 
 
 if __name__ == "__main__":

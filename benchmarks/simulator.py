@@ -54,8 +54,8 @@ BATCH = 256
 WORKERS = (1, 2, 4)
 ROWS = (64, 128, 256)
 STEPS = 100
-WINDOW_S = 4.0
-"""How long workers compute at once for one figure."""
+WINDOW_ROWS = 15_360
+"""Rows that a worker computes for one figure: 60 steps of 256."""
 SKIPPED_STEPS = 3
 """First steps of a process, which load code and memory."""
 SMALL_BYTES = 8 * 128
@@ -68,6 +68,9 @@ PATIENCE_S = 15.0
 NOWHERE = Link(latency_s=0.0, bytes_per_s=1e12)
 """Between nodes: there is one."""
 
+
+OF_A_RUN = ("start_s", "restart_s", "platform_cores")
+"""What a whole run tells: seconds of a start and of a restart, cores that Ray itself keeps busy."""
 
 Figure = tuple[float, float]
 """A value, and the share of the machine that others used meanwhile."""
@@ -171,7 +174,7 @@ class _Enough(Exception):
 
 
 def compute(rank: int, workers: int, rows: int, config: Config, barrier: Any, results: Any) -> None:
-    """One worker that trains by itself for the window; gives its steps' seconds."""
+    """One worker that trains by itself, in step with the others; gives its steps' seconds."""
     torch.set_num_threads(1)
     storage = Storage(home())
     dataset = open_version(storage, config.data.dataset_name)
@@ -183,19 +186,16 @@ def compute(rank: int, workers: int, rows: int, config: Config, barrier: Any, re
     )
     few = Split(split.images[:1], split.labels[:1], split.row_ids[:1])
     told: list[float] = []
-    ends_at = math.inf
     before = 0.0
 
-    def on_step(step: int, ledger: Ledger) -> None:
-        nonlocal ends_at, before
-        spent = ledger.seconds["step"] + ledger.seconds["data_wait"]
-        if step == SKIPPED_STEPS:
-            barrier.wait()
-            ends_at = time.monotonic() + WINDOW_S
-        elif step > SKIPPED_STEPS:
-            told.append(spent - before)
-        before = spent
-        if time.monotonic() >= ends_at:
+    def on_step(step: int, _: Ledger) -> None:
+        nonlocal before
+        barrier.wait()
+        now = time.monotonic()
+        if step > SKIPPED_STEPS:
+            told.append(now - before)
+        before = now
+        if step == SKIPPED_STEPS + steps_of_window(rows):
             raise _Enough
 
     try:
@@ -204,13 +204,18 @@ def compute(rank: int, workers: int, rows: int, config: Config, barrier: Any, re
         )
     except _Enough:
         results.append(told)
-    barrier.wait()
+
+
+def steps_of_window(rows: int) -> int:
+    """Steps for one figure: as many rows for each number of them in a step."""
+    return WINDOW_ROWS // rows
 
 
 def steps_of(workers: int, rows: int, config: Config) -> list[list[float]]:
-    """Each worker's steps while so many compute at once."""
+    """Each worker's steps, with the wait for the others, while so many compute at once."""
     with torch.multiprocessing.Manager() as manager:
-        results, barrier = manager.list(), manager.Barrier(workers)
+        results = manager.list()
+        barrier = torch.multiprocessing.get_context("spawn").Barrier(workers)
         spawn(compute, (workers, rows, config, barrier, results), nprocs=workers)
         return [list(steps) for steps in results]
 
@@ -322,6 +327,7 @@ def calibrate(
         noise=middle_of(measured.noise),
         cores=os.cpu_count() or 1,
         contention=tuple(factors),
+        platform_cores=others["platform_cores"],
         exchange_bytes=exchange_bytes,
         node_latency_s=small / 2,
         crowded_latency_s=crowded_s / turns,
@@ -386,12 +392,12 @@ def predictions_of(calibration: Calibration) -> dict[int, Prediction]:
     }  # fmt: skip
 
 
-def restart_of() -> tuple[float, float]:
-    """Seconds of a start and of a restart, by a run of two workers one of which is killed."""
+def of_a_run() -> tuple[float, float, float]:
+    """What `OF_A_RUN` names, by a run of two workers one of which is killed."""
     words = [sys.executable, "benchmarks/recovery.py", "--kills", "1", "--every-s", "6"]
     done = subprocess.run([*words, "--epochs", "4.0"], capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
-    return told["ledger_s"]["start"], told["restart_s_mean"]
+    return told["ledger_s"]["start"], told["restart_s_mean"], told["platform_cores"]
 
 
 def main() -> None:
@@ -402,8 +408,8 @@ def main() -> None:
     stem = f"simulator_{os.cpu_count()}core_{time.strftime('%Y-%m-%d')}"
     parser.add_argument("--write", type=Path, default=Path("benchmarks") / stem)
     parser.add_argument(
-        "--known", type=float, nargs=2, metavar=("START_S", "RESTART_S"),
-        help="a start and a restart that were measured before, which takes minutes",
+        "--known", type=float, nargs=len(OF_A_RUN), metavar=tuple(map(str.upper, OF_A_RUN)),
+        help="what was measured before of a run, which takes minutes",
     )  # fmt: skip
     options = parser.parse_args()
     data = Path(home()) / "datasets"
@@ -424,8 +430,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         config.model, dataset.shape, 10, dataset.pixel_mean, dataset.pixel_std, 0
     )
     exchange_bytes = 8 * count_parameters(model)
-    start_s, restart_s = options.known or restart_of()
-    others = {"rows": float(rows), "start_s": start_s, "restart_s": restart_s}
+    others = dict(zip(OF_A_RUN, options.known or of_a_run(), strict=True))
+    others |= {"rows": float(rows)}
     seconds, size = checkpoint_of(config, folder / "measured")
     others |= {"checkpoint_s": seconds, "checkpoint_bytes": float(size)}
     measured = Measured()

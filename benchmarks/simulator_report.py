@@ -126,7 +126,8 @@ def calibration_table(raw: dict[str, Any]) -> Iterator[str]:
         "| --- | --- |",
         f"| step of one worker alone | {told['fixed_s'] * 1e3:.1f} ms + {told['row_s'] * 1e6:.0f} "
         f"us a row ({told['least_rows']:.0f} to {told['largest_rows']:.0f} rows) |",
-        f"| times longer with workers that compute at once | {contention} |",
+        f"| times longer with workers that compute at once and in step | {contention} |",
+        f"| cores that Ray's own processes keep busy | {told['platform_cores']:.2f} |",
         f"| noise from step to step | {told['noise']:.1%} |",
         f"| bytes of a step's exchange | {told['exchange_bytes']:,.0f} |",
         f"| gloo between two | {told['node_latency_s'] * 1e6:.0f} us, "

@@ -102,15 +102,16 @@ def test_a_calibration_that_lacks_a_field_or_is_no_json_is_refused(tmp_path: Pat
 def test_contention_is_measured_interpolated_or_grows_with_the_workers() -> None:
     values = {name: getattr(LAPTOP, name) for name in Calibration.__slots__}
     three = Calibration(**values | {"contention": ((1, 1.0), (2, 1.2), (4, 2.4))})
-    assert [three.slowdown(count) for count in (1, 2, 3, 4, 8)] == [
+    assert [three.crowding(count) for count in (1, 2, 3, 4, 8)] == [
         1.0, 1.2, pytest.approx(1.8), 2.4, 4.8
     ]  # fmt: skip
 
 
 def test_workers_beyond_the_cores_wait_for_one_at_each_message() -> None:
     """Of the all-reduce's four turns between four workers."""
-    calm = replace(LAPTOP, cores=4, noise=0.0)
-    crowded = replace(LAPTOP, cores=2, noise=0.0, crowded_latency_s=LAPTOP.node_latency_s + 0.001)
+    alone = replace(LAPTOP, noise=0.0, platform_cores=0.0)
+    calm = replace(alone, cores=4)
+    crowded = replace(alone, cores=2, crowded_latency_s=LAPTOP.node_latency_s + 0.001)
     plan = Plan(
         workers=4,
         workers_per_node=4,
@@ -123,6 +124,14 @@ def test_workers_beyond_the_cores_wait_for_one_at_each_message() -> None:
     assert predict(replace(plan, workers=2), crowded).exchange_share == pytest.approx(
         predict(replace(plan, workers=2), calm).exchange_share
     )
+
+
+def test_workers_that_fill_a_node_wait_for_whom_ray_interrupts() -> None:
+    calm = replace(LAPTOP, platform_cores=0.0)
+    assert replace(calm, platform_cores=0.1).slowdown(1) == calm.slowdown(1)
+    for count in (2, 4):
+        busy = replace(calm, platform_cores=0.1).slowdown(count)
+        assert busy == pytest.approx(1.1 * calm.slowdown(count))
 
 
 def test_a_run_tells_its_calibration_which_predicts_that_run_again(tmp_path: Path) -> None:

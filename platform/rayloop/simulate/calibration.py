@@ -15,9 +15,8 @@ from rayloop.storage import Storage
 POSITIVE = ("row_s", "rows_per_worker", "largest_rows", "workers", "exchange_bytes", "run_rows",
             "cores")  # fmt: skip
 NOT_NEGATIVE = (
-    "fixed_s", "noise", "least_rows", "node_latency_s", "crowded_latency_s", "hidden_share",
-    "checkpoint_s",
-    "checkpoint_bytes", "start_s", "restart_s",
+    "fixed_s", "noise", "least_rows", "platform_cores", "node_latency_s", "crowded_latency_s",
+    "hidden_share", "checkpoint_s", "checkpoint_bytes", "start_s", "restart_s",
 )  # fmt: skip
 
 
@@ -33,11 +32,12 @@ class Calibration:
         rows_per_worker: Rows of a worker in a step of the calibrated configuration.
         least_rows: Fewest rows of a worker with which it was measured.
         largest_rows: Most rows of a worker with which it was measured.
-        noise: Standard deviation of a worker's step time from one step to the next, over its mean.
-        cores: Of a node; where more workers share them, one that is ahead leaves its core to the
-            others, so that no more than these are waited for.
-        contention: Pairs of workers on one node and how many times longer each one's step takes
-            beside the others, without any exchange; rising from (1, 1.0).
+        noise: Standard deviation of a node's step time from one step to the next, over its mean.
+        cores: Of a node.
+        contention: Pairs of workers on one node and how many times longer a step takes with them
+            beside each other and in step, without any exchange; rising from (1, 1.0).
+        platform_cores: Cores of a node that Ray's own processes keep busy while a run trains. Where
+            workers fill the node, whoever is interrupted is waited for by all of them.
         exchange_bytes: What a step sums over the workers.
         node_latency_s: Of a message between two workers of a node.
         crowded_latency_s: The same where a node has more workers than cores, and who gets a
@@ -64,6 +64,7 @@ class Calibration:
     noise: float
     cores: int
     contention: tuple[tuple[int, float], ...]
+    platform_cores: float
     exchange_bytes: float
     node_latency_s: float
     crowded_latency_s: float
@@ -106,6 +107,11 @@ class Calibration:
         return Link(latency_s=latency_s, bytes_per_s=self.node_bytes_per_s)
 
     def slowdown(self, on_node: int) -> float:
+        """How many times longer a step takes with so many workers, and Ray, on a node."""
+        interrupted = self.platform_cores if on_node >= self.cores else 0.0
+        return self.crowding(on_node) * (1 + interrupted)
+
+    def crowding(self, on_node: int) -> float:
         """How many times longer a step takes with so many workers on a node.
 
         Between two measured numbers it is interpolated; beyond the last one it stays while there

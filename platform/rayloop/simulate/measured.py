@@ -14,6 +14,7 @@ LAPTOP = Calibration(
     noise=0.1,
     cores=2,
     contention=((1, 1.0), (2, 1.9), (4, 3.8)),
+    platform_cores=0.07,
     exchange_bytes=8 * 98_000,
     node_latency_s=2e-4,
     crowded_latency_s=1.6e-3,

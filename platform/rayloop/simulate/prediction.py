@@ -4,7 +4,7 @@ A step is computed by the slowest worker, then summed over all of them:
 
     compute   slowdown(workers on the node) x (fixed + row x rows of a worker) / stages
     bubble    compute x (p - 1) / (v m)                                              schedule.py
-    wait      compute x noise x slowest_of(workers)                                  network.py
+    wait      compute x noise x slowest_of(nodes)                                    network.py
     exchange  all-reduce within nodes, then between them, less what hides            network.py
 
 and a run is one start, then steps, checkpoints, failures and restarts               failures.py
@@ -63,7 +63,7 @@ class Prediction:
         efficiency: `rows_per_s` over that of as many workers that are each alone.
         exchange_share: Share (0..1) of a step spent on the exchange, beyond what hides.
         bubble_share: Share (0..1) of a step in which a stage waits for another.
-        wait_share: Share (0..1) of a step in which the workers wait for the slowest.
+        wait_share: Share (0..1) of a step in which the nodes wait for the slowest.
         mtbf_s: Seconds between two failures of any worker; infinite where none fails.
         checkpoint_every_s: The best interval, from one step to the whole run.
         kept: Share (0..1) of the time after the start that is spent in steps that are kept.
@@ -110,8 +110,7 @@ def predict(plan: Plan, calibration: Calibration) -> Prediction:
     alone_s = calibration.fixed_s + calibration.row_s * plan.rows
     compute_s = calibration.slowdown(on_node) * alone_s / plan.stages
     bubble_s = compute_s * division.bubble
-    computing = min(plan.workers, calibration.cores * nodes)
-    wait_s = compute_s * calibration.noise * slowest_of(computing)
+    wait_s = compute_s * calibration.noise * slowest_of(nodes)
     exchange_s = _exchange_s(division, on_node, plan.between, calibration, compute_s)
     step_s = compute_s + bubble_s + wait_s + exchange_s
     batch = plan.rows * division.data

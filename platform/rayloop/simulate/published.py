@@ -232,9 +232,11 @@ def _resnet() -> Iterator[Run]:
     calibration = Calibration(
         name="Big Basin, 8 P100", source=GOYAL, fixed_s=0.0,
         row_s=8 * eight_s / images, rows_per_worker=32, least_rows=32, largest_rows=32,
-        noise=0.0, cores=8, contention=((1, 1.0), (8, 1.0)), exchange_bytes=4 * 25.5e6,
-        node_latency_s=0.0, crowded_latency_s=0.0, node_bytes_per_s=float("inf"), hidden_share=2 / 3, checkpoint_s=0.0,
-        checkpoint_bytes=0.0, start_s=0.0, restart_s=0.0, workers=8, run_rows=images,
+        noise=0.0, cores=8, contention=((1, 1.0), (8, 1.0)), platform_cores=0.0,
+        exchange_bytes=4 * 25.5e6,
+        node_latency_s=0.0, crowded_latency_s=0.0, node_bytes_per_s=float("inf"),
+        hidden_share=2 / 3, checkpoint_s=0.0, checkpoint_bytes=0.0, start_s=0.0, restart_s=0.0,
+        workers=8, run_rows=images,
     )  # fmt: skip
     between = Link(latency_s=50e-6, bytes_per_s=50e9 / 8)
     plan = Plan(workers=256, rows=32, between=between, workers_per_node=8, run_rows=images)

@@ -7,7 +7,6 @@ free, since it is in the step already.
 
 from rayloop.errors import DataMissing
 from rayloop.simulate.calibration import Calibration
-from rayloop.simulate.network import slowest_of
 from rayloop.storage import Storage
 from rayloop.train.journal import Journal
 from rayloop.train.result import TrainResult, load_result
@@ -51,7 +50,7 @@ def calibration_of_run(storage: Storage, run_id: str = "") -> Calibration:
         name=f"run {result.run_id}",
         source=f"the record of the run, {workers} workers of {rows:g} rows",
         fixed_s=0.0,
-        row_s=workers / result.images_per_second / (1 + noise * slowest_of(workers)),
+        row_s=workers / result.images_per_second,
         rows_per_worker=rows,
         least_rows=rows,
         largest_rows=rows,
@@ -60,6 +59,7 @@ def calibration_of_run(storage: Storage, run_id: str = "") -> Calibration:
         cores=GPU_PLACES
         if train["use_gpu"]
         else workers * int(train["cpus_per_worker"]) or workers,
+        platform_cores=0.0,
         contention=((1, 1.0),) if workers == 1 else ((1, 1.0), (workers, 1.0)),
         exchange_bytes=float(SUM_BYTES[invariant] * result.num_parameters),
         node_latency_s=0.0,
