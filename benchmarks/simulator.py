@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/simulator.py --rounds 1 --write /tmp/trial      # a short look
 
 Measures, without ever training together: the step of one worker with several numbers of rows; how
-much longer it gets when 2 and 4 such workers compute at once, each for itself; gloo's all-reduce;
-a checkpoint; a restart. Predicts jobs/train.py with 1, 2 and 4 workers from that, writes the
+much longer it gets when 2 and 4 such workers compute at once and in step, with nothing exchanged;
+gloo's all-reduce; a checkpoint; a start, a restart, and what Ray's own processes take. Predicts jobs/train.py with 1, 2 and 4 workers from that, writes the
 prediction down, and only then runs them, rounds of runs and of further measurements alternating.
 Writes a calibration (JSON) and a result file (markdown). Needs the Fashion-MNIST dataset version.
 """
@@ -53,7 +53,9 @@ from rayloop.train.loop import Hooks, run_loop
 BATCH = 256
 WORKERS = (1, 2, 4)
 ROWS = (64, 128, 256)
-STEPS = 100
+STEPS = 600
+"""Of a run. In the first seconds Ray still starts processes beside it, which cost 2 workers a sixth
+of their speed: with 100 steps that is most of a run on a fast machine."""
 WINDOW_ROWS = 15_360
 """Rows that a worker computes for one figure: 60 steps of 256."""
 SKIPPED_STEPS = 3

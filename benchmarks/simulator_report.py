@@ -49,8 +49,9 @@ def introduction(raw: dict[str, Any]) -> list[str]:
         f"{raw['machine']}; commit {raw['commit']}; {raw['rounds']} rounds of training runs, "
         f"{raw['rounds_before']} rounds of calibration before them and one after each.",
         "",
-        "`benchmarks/simulator.py` measures one worker alone, workers that compute at once but "
-        "each for itself, gloo, a checkpoint and a restart, and predicts from these alone. The "
+        "`benchmarks/simulator.py` measures one worker alone, workers that compute at once and in "
+        "step but exchange nothing, gloo, a checkpoint, a restart and what Ray itself takes, and "
+        "predicts from these alone. The "
         "runs are `jobs/train.py laptop --train.global-batch-size 256 --train.cpus-per-worker 1` "
         "with 1, 2 and 4 workers, a seed a round, their order turned each round. The machine is "
         "shared: a figure counts where others used at most "
