@@ -5,9 +5,10 @@
 
 Measures, without ever training together: the step of one worker with several numbers of rows; how
 much longer it gets when 2 and 4 such workers compute at once and in step, with nothing exchanged;
-gloo's all-reduce; a checkpoint; a start, a restart, and what Ray's own processes take. Predicts jobs/train.py with 1, 2 and 4 workers from that, writes the
-prediction down, and only then runs them, rounds of runs and of further measurements alternating.
-Writes a calibration (JSON) and a result file (markdown). Needs the Fashion-MNIST dataset version.
+gloo's all-reduce; a checkpoint; a start, a restart, and what Ray's own processes take. Predicts
+jobs/train.py with 1, 2 and 4 workers from that, writes the prediction down, and only then runs
+them, rounds of runs and of further measurements alternating. Writes a calibration (JSON) and all
+figures (JSON). Needs the Fashion-MNIST dataset version, and nothing beside it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The figures of simulator.py, and published runs, beside what the simulator says -> a result file.
 
     .venv/bin/python benchmarks/simulator_report.py
-    .venv/bin/python benchmarks/simulator_report.py benchmarks/simulator_2core_2026-11-21.json
+    .venv/bin/python benchmarks/simulator_report.py benchmarks/simulator_2core_2026-11-22.json
 
 Writes the markdown file of the same name; where there are no figures yet, prints the published
 part, which is computation alone.
@@ -18,6 +18,7 @@ from rayloop.simulate.published import Run, published_runs
 
 GOAL = 0.15
 QUIET_SHARE = 0.1
+OF_FAILURES = ("hours to a failure", "unexpected interruptions")
 HERE = Path(__file__).parent
 
 
@@ -27,10 +28,11 @@ def main() -> None:
     parser.add_argument("figures", type=Path, nargs="?", default=newest())
     path: Path | None = parser.parse_args().figures
     if path is None:
-        print("\n".join(published_table()))
+        print("\n".join([*published_table(), *closing()]))
         return
     raw = json.loads(path.read_text())
-    lines = [*introduction(raw), *measured_table(raw), *calibration_table(raw), *published_table()]
+    lines = [*introduction(raw), *measured_table(raw), *calibration_table(raw)]
+    lines += [*published_table(), *closing()]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print(json.dumps({"written": str(path.with_suffix(".md")), **worst(raw)}))
 
@@ -169,6 +171,28 @@ def published_table() -> Iterator[str]:
             f"| {run.run} ({run.where}) | {run.unit} | {run.published:g} | {run.predicted:.4g} "
             f"| {_error(run)} | {run.calibrated_on} | {run.assumed} |"
         )
+
+
+def closing() -> list[str]:
+    """What the published part says, and where its figures were read."""
+    speeds = [run for run in published_runs() if run.unit not in OF_FAILURES]
+    errors = [abs(run.error) for run in speeds]
+    largest = max(speeds, key=lambda run: abs(run.error))
+    return [
+        "",
+        f"Throughput: {len(speeds)} predictions, the largest error {max(errors):.1%} "
+        f"({largest.run}; the paper names stragglers, which the model of a published run leaves "
+        f"out), mean of the errors' sizes {statistics.fmean(errors):.1%}. Failures: proportional "
+        "to the workers within one cluster, and **missed by a factor of six** from one cluster to "
+        "another: a failure rate must be measured where the run is to be, or "
+        "`--failures-per-worker-day` is a guess.",
+        "",
+        "Re-read: Narayanan et al. Tables 1 and 2, Jiang et al. Tables 1 and 2 with the schedule, "
+        "Llama 3's Table 4 and its interruptions, Smith et al. section 2.4, BLOOM's model card, "
+        "Kokolis et al.'s two times to failure, Goyal et al.'s abstract: in copies and summaries "
+        "of the papers, not in the papers' own files. Goyal's 29 hours on 8 GPUs are NVIDIA's "
+        "account of the work.",
+    ]
 
 
 def _error(run: Run) -> str:

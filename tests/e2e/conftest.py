@@ -14,7 +14,7 @@ import pytest
 
 LONG = pytest.mark.skipif(
     not os.environ.get("RAYLOOP_LONG"),
-    reason="a minute for what a shorter test shows as well; RAYLOOP_LONG=1 runs it",
+    reason="CI has no minutes for it; RAYLOOP_LONG=1 runs it",
 )
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""Published runs are predicted as well as benchmarks/simulator_2core_2026-11-21.md says."""
+"""Published runs are predicted as well as benchmarks/simulator_2core_2026-11-22.md says."""
 
 import pytest
 from hypothesis import given

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -132,6 +133,24 @@ def test_workers_that_fill_a_node_wait_for_whom_ray_interrupts() -> None:
     for count in (2, 4):
         busy = replace(calm, platform_cores=0.1).slowdown(count)
         assert busy == pytest.approx(1.1 * calm.slowdown(count))
+
+
+def test_the_calibration_that_comes_along_is_the_measured_one_and_holds() -> None:
+    raw = json.loads((ROOT / "benchmarks" / "simulator_2core_2026-11-22.json").read_text())
+    for name, value in raw["calibration"].items():
+        ours = getattr(LAPTOP, name)
+        if name == "contention":
+            assert [f for _, f in ours] == pytest.approx([f for _, f in value], rel=0.01)
+        elif name not in ("name", "source"):
+            assert ours == pytest.approx(value, rel=0.01), name
+    for workers in (1, 2, 4):
+        plan = Plan(
+            workers=workers, workers_per_node=4, rows=256 / workers,
+            between=Link(latency_s=0.0, bytes_per_s=1e12), run_rows=LAPTOP.run_rows,
+        )  # fmt: skip
+        runs = [run["usual_images_per_second"] for run in raw["runs"] if run["workers"] == workers]
+        predicted = predict(plan, LAPTOP).rows_per_s
+        assert predicted == pytest.approx(statistics.fmean(runs), rel=0.15)
 
 
 def test_a_run_tells_its_calibration_which_predicts_that_run_again(tmp_path: Path) -> None:
