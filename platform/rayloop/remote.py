@@ -43,8 +43,8 @@ def open_files(root: str) -> tuple[pafs.FileSystem, str]:
         return pafs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(
-            f"RAYLOOP_HOME={without_credentials(root)} cannot be opened "
-            f"({without_credentials(str(error))}). It is a folder, or s3://BUCKET/PREFIX."
+            f"{without_credentials(root)} cannot be read or written "
+            f"({without_credentials(str(error))}). Give a folder, or s3://BUCKET/PREFIX."
         ) from None
 
 

@@ -386,7 +386,7 @@ def test_an_address_that_lacks_a_slash_is_no_folder(
 
 @pytest.mark.parametrize("root", ["s3a://bucket/x", "S3://bucket", "http://KEY:hush@host/x"])
 def test_an_address_of_a_kind_that_is_not_known_is_told(root: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be opened") as caught:
+    with pytest.raises(ConfigError, match="cannot be read or written") as caught:
         Storage(root)
     assert "s3://BUCKET/PREFIX" in str(caught.value) and "hush" not in str(caught.value)
 
